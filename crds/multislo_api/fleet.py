@@ -1,0 +1,93 @@
+"""`GET /fleet` of the router's admin listener, and `PUT /instances`: the documents that router, operator, `multislo top` and the live
+page exchange. Versioned: a reader refuses a version that it does not know."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Document(BaseModel):
+    """Common settings: unknown fields are refused, so a misspelt one is found at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class InstanceEntry(Document):
+    """One engine server that the fleet hands to the router."""
+
+    id: str = Field(min_length=1, max_length=253)
+    url: str = Field(pattern=r"^http://[^/ ]+$", description="Base URL, without a path.")
+    tier: str | None = Field(default=None, description="Home tier; null for the warm pool.")
+    state: Literal["starting", "ready", "draining"] = "ready"
+    epoch: int = Field(default=0, ge=0, description="Raised each time the server restarts under this id.")
+
+
+class InstanceList(Document):
+    """Body of `PUT /instances`: the whole fleet (what is absent is gone)."""
+
+    version: Literal[1] = 1
+    instances: list[InstanceEntry]
+
+
+class LatencyView(Document):
+    """Quantiles over the last minute, seconds; null where nothing finished."""
+
+    p50_s: float | None = None
+    p99_s: float | None = None
+
+
+class TierView(Document):
+    """One tier as the router sees it. Counters count since the router's start."""
+
+    name: str
+    ttft_s: float
+    tpot_s: float
+    pending: int = Field(description="Requests held in the router.")
+    pending_oldest_s: float = Field(description="Age of the oldest of them; 0 where none is held.")
+    in_flight: int = Field(description="Requests placed and not yet ended.")
+    arrival_rate: float = Field(description="Requests a second, moving average over ~10 s.")
+    work_rate: float = Field(
+        description="Instance-seconds of work arriving a second, moving average over ~10 s: the instances that this tier's traffic fills."
+    )
+    work_rate_trend: float = Field(description="Change of work_rate a second, moving average over ~30 s.")
+    requests_met: int
+    requests_missed: int = Field(description="Late, refused and failed ones; a client's own disconnects are in neither.")
+    tokens_met: int
+    tokens_missed: int
+    refused: int
+    attainment: float | None = Field(description="Share met of the requests that finished in the last minute; null where none did.")
+    ttft: LatencyView
+    tpot: LatencyView
+
+
+class InstanceView(Document):
+    """One instance as the router believes it to be."""
+
+    id: str
+    url: str
+    tier: str | None
+    state: Literal["starting", "ready", "draining", "failed"]
+    load: float = Field(description="Share of its time that its admitted work needs to stay on its deadlines; above 1: it will miss some.")
+    load_mean: float = Field(description="The load, averaged over ~10 s.")
+    requests: int = Field(description="Requests placed on it and not yet ended. A draining instance with 0 may be stopped.")
+    prefills: int
+    decodes: int
+    kv_tokens: int = Field(description="Believed.")
+    kv_tokens_reported: int | None = Field(description="As the engine last said.")
+    kv_tokens_max: int
+    iteration_predicted_s: float
+    calibration: float = Field(description="Measured over predicted iteration time; 1 where the profile is right.")
+    empty_s: float = Field(description="How long it has held no request; 0 while it holds one.")
+
+
+class FleetSnapshot(Document):
+    """`GET /fleet`."""
+
+    version: Literal[1] = 1
+    at: float = Field(description="Unix time of the snapshot, seconds.")
+    uptime_s: float
+    model: str
+    placement: str
+    tiers: list[TierView]
+    instances: list[InstanceView]
+    generation: int = Field(description="How many times the fleet has been set by PUT /instances since the router's start.")

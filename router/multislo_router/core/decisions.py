@@ -1,0 +1,73 @@
+"""What the core decides. Every decision carries its terms: logs, metrics, tests and the simulator's journal print the same record."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How a request got its place. A metric label."""
+
+    OWN_TIER = "own_tier"
+    PROMOTED = "promoted"
+    """On an instance of a tighter tier."""
+    DEMOTED = "demoted"
+    """On an instance of a looser tier that has room for it (soft homes)."""
+    WARM_POOL = "warm_pool"
+    LATE = "late"
+    """Its own deadline cannot be met any more; it goes where it harms no other."""
+    BEST_EFFORT = "best_effort"
+
+
+class Cause(StrEnum):
+    """Why a request was refused. A metric label and the machine-readable reason of the response."""
+
+    DEADLINE = "deadline"
+    """No instance can meet its deadline, and its tier rejects."""
+    QUEUE_FULL = "queue_full"
+    NO_INSTANCE = "no_instance"
+    TOO_LONG = "too_long"
+    """Prompt and output can never fit an instance's KV cache or the model's length."""
+    ENGINE_FAILED = "engine_failed"
+    """It failed before its first byte, and was tried again already."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Send the request to the instance now."""
+
+    request: int
+    instance: str
+    kind: Kind
+    ttft_predicted_s: float
+    """From the request's arrival at the router to its first token."""
+    iteration_predicted_s: float
+    """The steady decode iteration of the instance with the request in it."""
+    room_s: float
+    """The least margin over all deadlines that the placement touches; negative where one will be missed."""
+    load: float
+    """The instance's load with the request in it."""
+    priority: int | None
+    """vLLM's `priority` (lower = earlier), where the instance runs `--scheduling-policy priority`."""
+    reason: str
+
+
+@dataclass(slots=True)
+class Hold:
+    """Keep the request in the router: no instance has room for it yet. A later event places or refuses it."""
+
+    request: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Refuse:
+    """Answer the client with an error: 429 for `DEADLINE` and `QUEUE_FULL`, 503 for `NO_INSTANCE`, 400 for `TOO_LONG`, 502 for
+    `ENGINE_FAILED`."""
+
+    request: int
+    cause: Cause
+    retry_after_s: float | None
+    reason: str
+
+
+Decision = Place | Hold | Refuse

@@ -1,0 +1,148 @@
+"""Everything that can happen to the router's core. Each event carries its own time, in seconds of the caller's monotonic clock."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class InstanceState(StrEnum):
+    """What the fleet says of an instance. One that is gone is simply absent from `FleetChanged`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Scheduler(StrEnum):
+    """How an engine orders its waiting prompts, and whether it shapes its batches by deadlines."""
+
+    FCFS = "fcfs"
+    PRIORITY = "priority"
+    SLO_AWARE = "slo_aware"
+
+
+class Outcome(StrEnum):
+    """How a placed request ended. A metric label: few, and for ever."""
+
+    COMPLETED = "completed"
+    CLIENT_GONE = "client_gone"
+    ENGINE_FAILED = "engine_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """One engine server as the fleet describes it."""
+
+    id: str
+    tier: str | None
+    """Home tier; None for an instance of the warm pool."""
+    state: InstanceState
+    epoch: int = 0
+    """Changes when the server restarts under the same id: its cache and queues are empty then."""
+
+
+@dataclass(slots=True)
+class FleetChanged:
+    """The whole fleet as it is now (level-triggered: the core finds the differences)."""
+
+    now: float
+    instances: list[InstanceSpec]
+
+
+@dataclass(slots=True)
+class InstanceFailed:
+    """The shell could not reach an instance, or its connection broke. No request goes there until it is revived."""
+
+    now: float
+    instance: str
+
+
+@dataclass(slots=True)
+class InstanceRevived:
+    """A probe reached an instance that had failed."""
+
+    now: float
+    instance: str
+
+
+@dataclass(slots=True)
+class InstanceReported:
+    """What an engine says of itself (its metrics, or a response header)."""
+
+    now: float
+    instance: str
+    running: int
+    waiting: int
+    kv_tokens: int
+
+
+@dataclass(slots=True)
+class RequestArrived:
+    """A client asks. `tier` None means: by its SLO if it brings one, else the default tier."""
+
+    now: float
+    request: int
+    prompt_tokens: int
+    output_tokens_max: int | None = None
+    """`max_tokens` of the body; None where the client set none."""
+    tier: str | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    streaming: bool = True
+    """False: no token is seen before the last one."""
+
+
+@dataclass(slots=True)
+class PromptMeasured:
+    """The engine told the true length of a prompt that had been estimated."""
+
+    now: float
+    request: int
+    prompt_tokens: int
+
+
+@dataclass(slots=True)
+class TokensReceived:
+    """`tokens` more output tokens of a request passed through (the first event of a request ends its prefill)."""
+
+    now: float
+    request: int
+    tokens: int = 1
+
+
+@dataclass(slots=True)
+class RequestEnded:
+    """A request that had been placed or held is over. Of one that does not stream, `tokens` are all that it got."""
+
+    now: float
+    request: int
+    outcome: Outcome
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class SendFailed:
+    """A placed request came back with nothing sent to its client (refused, connection broken, 503): it may be placed once more."""
+
+    now: float
+    request: int
+
+
+@dataclass(slots=True)
+class Tick:
+    """`RouterCore.wake_at` has come."""
+
+    now: float
+
+
+Event = (
+    RequestArrived
+    | TokensReceived
+    | RequestEnded
+    | PromptMeasured
+    | SendFailed
+    | Tick
+    | InstanceReported
+    | InstanceFailed
+    | InstanceRevived
+    | FleetChanged
+)
