@@ -19,6 +19,9 @@ class InstanceEntry(Document):
     url: str = Field(pattern=r"^http://[^/ ]+$", description="Base URL, without a path.")
     tier: str | None = Field(default=None, description="Home tier; null for the warm pool.")
     state: Literal["starting", "ready", "draining"] = "ready"
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="max_num_batched_tokens that the server was started with; null: its tier's."
+    )
     epoch: int = Field(default=0, ge=0, description="Raised each time the server restarts under this id.")
 
 

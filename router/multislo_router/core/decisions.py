@@ -37,6 +37,7 @@ class Place:
 
     request: int
     instance: str
+    tier: str
     kind: Kind
     ttft_predicted_s: float
     """From the request's arrival at the router to its first token."""
@@ -46,6 +47,9 @@ class Place:
     """The least margin over all deadlines that the placement touches; negative where one will be missed."""
     load: float
     """The instance's load with the request in it."""
+    ttft_due: float
+    """When its first token is due, on the core's clock; for engines that plan by deadlines."""
+    tpot_s: float
     priority: int | None
     """vLLM's `priority` (lower = earlier), where the instance runs `--scheduling-policy priority`."""
     reason: str
@@ -56,6 +60,7 @@ class Hold:
     """Keep the request in the router: no instance has room for it yet. A later event places or refuses it."""
 
     request: int
+    tier: str
     reason: str
 
 
@@ -65,6 +70,7 @@ class Refuse:
     `ENGINE_FAILED`."""
 
     request: int
+    tier: str
     cause: Cause
     retry_after_s: float | None
     reason: str

@@ -36,6 +36,8 @@ class InstanceSpec:
     tier: str | None
     """Home tier; None for an instance of the warm pool."""
     state: InstanceState
+    batch_tokens: int | None = None
+    """`max_num_batched_tokens` that its server was started with; None: its tier's."""
     epoch: int = 0
     """Changes when the server restarts under the same id: its cache and queues are empty then."""
 
