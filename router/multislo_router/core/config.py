@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from multislo_perf.latency import LatencyModel
+
 from multislo_router.core.events import Scheduler
 
 

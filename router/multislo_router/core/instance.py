@@ -1,0 +1,277 @@
+"""What the core believes of one engine server: what it sent there, what came back, and how fast the server really is. Changed by
+`machine` alone; read by the room tests and the placements."""
+
+from math import exp, inf
+
+from multislo_perf.latency import LatencyModel
+
+from multislo_router.core.config import EngineLimits
+from multislo_router.core.events import InstanceSpec, InstanceState, Scheduler
+from multislo_router.core.request import Request, Stage
+from multislo_router.core.tier import Tier
+
+CALIBRATION_MIN, CALIBRATION_MAX = 0.5, 4.0
+"""Bounds of measured over predicted iteration time: beyond them the profile is wrong, not the instance slow."""
+CALIBRATION_WEIGHT = 0.05
+LOAD_WINDOW_S = 10.0
+STALE_S = 0.05
+"""A belief older than this is brought up to date before it is used (where no token has come to do it)."""
+LEAST_WINDOW_S = 0.02
+"""A deadline nearer than this counts as this near in a load: a share of nothing says nothing."""
+LOST_AFTER_S = 1.0
+"""A prompt that the engine no longer reports, sent longer ago than this, is not waiting there any more."""
+
+
+class Instance:
+    """One engine server. A restart makes a new object: what was placed before keeps pointing at the old one until it ends."""
+
+    __slots__ = (
+        "batch_tokens",
+        "boundary_at",
+        "bucket",
+        "calibration",
+        "decodes",
+        "due_least",
+        "empty_since",
+        "failed",
+        "head_since",
+        "head_span_s",
+        "id",
+        "iteration_s",
+        "kv_decode_tokens",
+        "kv_foreign",
+        "kv_reported",
+        "kv_reserved",
+        "latency",
+        "limits",
+        "load",
+        "load_mean",
+        "load_mean_at",
+        "prefill_ended_at",
+        "prefills",
+        "refreshed_at",
+        "spec",
+        "tier",
+        "tier_counts",
+        "tpot_tightest_s",
+        "tpots",
+    )
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        tier: Tier | None,
+        tpots: list[float],
+        latency: LatencyModel,
+        limits: EngineLimits,
+        now: float,
+    ):
+        self.id = spec.id
+        self.spec = spec
+        self.tier = tier
+        self.latency = latency
+        self.limits = limits
+        self.batch_tokens = spec.batch_tokens or (tier.config.batch_tokens if tier else limits.warm_batch_tokens)
+        self.failed = False
+        self.calibration = 1.0
+        self.prefills: dict[int, Request] = {}
+        """In the order in which the engine will finish them."""
+        self.decodes: dict[int, Request] = {}
+        self.kv_reserved = 0
+        """KV tokens that everything placed here will probably need."""
+        self.kv_decode_tokens = 0
+        """KV tokens that the decodes hold now."""
+        self.kv_foreign = 0
+        """KV tokens reported beyond what was placed from here."""
+        self.kv_reported: int | None = None
+        self.tpots = tpots
+        self.tier_counts = [0] * len(tpots)
+        """Requests here, prefills too, by tier."""
+        self.due_least = [inf] * len(tpots)
+        """The earliest next-token deadline of the decodes, by tier; exact when refreshed, never too late between."""
+        self.tpot_tightest_s = inf
+        self.boundary_at = now
+        """When an iteration was last seen to end."""
+        self.prefill_ended_at = now
+        """When a prefill last left the instance's queue."""
+        self.head_since = now
+        """When the engine began with the first of the prefills."""
+        self.head_span_s = 0.0
+        """How long that prefill takes in all."""
+        self.iteration_s = latency.iteration_s(0, 0, 0, 0)
+        self.refreshed_at = now
+        self.load = 0.0
+        self.load_mean = 0.0
+        self.load_mean_at = now
+        self.bucket = -1
+        self.empty_since: float | None = now
+
+    @property
+    def placeable(self) -> bool:
+        return self.spec.state is InstanceState.READY and not self.failed
+
+    @property
+    def requests(self) -> int:
+        return len(self.prefills) + len(self.decodes)
+
+    # -- what goes in and out ------------------------------------------------------------------------------------------
+
+    def admit(self, request: Request, now: float) -> None:
+        """Book a request that is sent here now."""
+        request.instance = self
+        request.stage = Stage.PREFILL
+        request.kv_reserved = request.prompt_tokens + request.tier.output_tokens_expected(request)
+        self.kv_reserved += request.kv_reserved
+        self.tier_counts[request.tier.index] += 1
+        self.empty_since = None
+        if not self.prefills:
+            self._set_head(request, now)
+        self.prefills[request.id] = request
+        if self.limits.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
+            self._order_prefills()
+        if request.tpot_s < self.tpot_tightest_s:
+            self.tpot_tightest_s = request.tpot_s
+
+    def _order_prefills(self) -> None:
+        # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
+        begun = next(iter(self.prefills.values()))
+        preempts = self.limits.scheduler is Scheduler.SLO_AWARE
+        self.prefills = {
+            r.id: r for r in sorted(self.prefills.values(), key=lambda r: (not preempts and r is not begun, r.due))
+        }
+
+    def _set_head(self, request: Request, now: float) -> None:
+        self.head_since = now
+        self.head_span_s = self.calibration * self.latency.prefill_s(
+            request.prompt_tokens,
+            0,
+            self.batch_tokens,
+            min(len(self.decodes), self.batch_tokens - 1),
+            self.kv_decode_tokens,
+        )
+
+    def began_to_decode(self, request: Request, now: float) -> None:
+        """Its first token came, or must have (a request that does not stream shows none)."""
+        self._leave_prefills(request, now)
+        request.stage = Stage.DECODE
+        self.decodes[request.id] = request
+        self.kv_decode_tokens += request.prompt_tokens + request.tokens
+        index = request.tier.index
+        due = request.next_due()
+        if due < self.due_least[index]:
+            self.due_least[index] = due
+
+    def _leave_prefills(self, request: Request, now: float) -> None:
+        was_head = next(iter(self.prefills)) == request.id
+        del self.prefills[request.id]
+        self.prefill_ended_at = now
+        if was_head and self.prefills:
+            self._set_head(next(iter(self.prefills.values())), now)
+
+    def release(self, request: Request, now: float) -> None:
+        """Forget a request, at whatever stage it is."""
+        if request.stage is Stage.PREFILL:
+            self._leave_prefills(request, now)
+        else:
+            del self.decodes[request.id]
+            self.kv_decode_tokens -= request.prompt_tokens + request.tokens
+        self.kv_reserved -= request.kv_reserved
+        self.tier_counts[request.tier.index] -= 1
+        request.instance = None
+        request.stage = Stage.OVER
+        if not self.prefills and not self.decodes:
+            self.empty_since = now
+
+    # -- what time brings ----------------------------------------------------------------------------------------------
+
+    def calibrate(self, measured_s: float, predicted_s: float) -> None:
+        """Take in one measurement of a span whose prediction (by the profile, uncalibrated) is known."""
+        ratio = measured_s / predicted_s if predicted_s > 0.0 else 1.0
+        ratio = min(max(ratio, CALIBRATION_MIN), CALIBRATION_MAX)
+        self.calibration += CALIBRATION_WEIGHT * (ratio - self.calibration)
+
+    def head_progress(self, now: float) -> float:
+        """Share of the first prefill that is done, believed; never quite all of it before its token has come."""
+        if self.head_span_s <= 0.0:
+            return 0.0
+        done = (now - self.head_since) / self.head_span_s
+        return done if done < 0.95 else 0.95
+
+    def refresh(self, now: float) -> None:
+        """Bring the belief up to date: deadlines, iteration time, load. O(requests here); once an iteration, not once a token."""
+        self._assume_silent_progress(now)
+        due_least = [inf] * len(self.tpots)
+        tightest = inf
+        for request in self.decodes.values():
+            due = request.due + request.tokens * request.tpot_s
+            index = request.tier.index
+            if due < due_least[index]:
+                due_least[index] = due
+            if request.tpot_s < tightest:
+                tightest = request.tpot_s
+        for request in self.prefills.values():
+            if request.tpot_s < tightest:
+                tightest = request.tpot_s
+        self.due_least = due_least
+        self.tpot_tightest_s = tightest
+        decodes = len(self.decodes)
+        self.iteration_s = self.calibration * self.latency.iteration_s(0, 0, decodes, self.kv_decode_tokens)
+        self.refreshed_at = now
+        self._measure_load(now)
+
+    def _assume_silent_progress(self, now: float) -> None:
+        """Requests that do not stream show no token before their last: believe that they keep pace with the prediction."""
+        if self.prefills:
+            silent = [r for r in self.prefills.values() if not r.streaming and now >= r.ttft_predicted_at]
+            for request in silent:
+                self.began_to_decode(request, now)
+                request.first_token_at = now
+        for request in self.decodes.values():
+            if not request.streaming and self.iteration_s > 0.0:
+                believed = int((now - request.first_token_at) / self.iteration_s) + 1
+                limit = request.tier.output_tokens_expected(request)
+                believed = min(believed, limit)
+                if believed > request.tokens:
+                    self.kv_decode_tokens += believed - request.tokens
+                    request.tokens = believed
+
+    def _measure_load(self, now: float) -> None:
+        weight = 1.0 - exp((self.load_mean_at - now) / LOAD_WINDOW_S)
+        self.load_mean += weight * (self.load - self.load_mean)
+        self.load_mean_at = now
+        self.load = self.load_now(now)
+
+    def load_now(self, now: float) -> float:
+        """Share of its time that the admitted work needs to stay on its deadlines: the decodes' share, and the steepest of the
+        prefills' demands (work due by a deadline over the time until it)."""
+        if not self.prefills and not self.decodes:
+            return 0.0
+        decodes = len(self.decodes) + len(self.prefills)
+        latency = self.latency
+        share = 0.0
+        if self.tpot_tightest_s < inf:
+            share = self.calibration * latency.iteration_s(0, 0, decodes, self.kv_decode_tokens) / self.tpot_tightest_s
+        steepest = 0.0
+        demand = 0.0
+        undone = 1.0 - self.head_progress(now)
+        for request in self.prefills.values():
+            work = request.prompt_tokens * latency.gemm_per_token_s + latency.attention_s(request.prompt_tokens, 0)
+            demand += work * undone
+            undone = 1.0
+            left = request.due - now
+            steep = demand / (left if left > LEAST_WINDOW_S else LEAST_WINDOW_S)
+            if steep > steepest:
+                steepest = steep
+        return share + self.calibration * steepest
+
+    def reported(self, running: int, waiting: int, kv_tokens: int, now: float) -> None:
+        """Take in what the engine says of itself: KV that others hold, and prompts that it no longer has."""
+        self.kv_reported = kv_tokens
+        believed = self.kv_decode_tokens + sum(r.prompt_tokens for r in self.prefills.values())
+        foreign = kv_tokens - believed
+        self.kv_foreign = foreign if foreign > believed * 0.05 + 1024 else 0
+        missing = self.requests - running - waiting
+        if missing > 0 and self.prefills:
+            for request in [r for r in self.prefills.values() if r.placed_at < now - LOST_AFTER_S][:missing]:
+                self.began_to_decode(request, now)
+                request.first_token_at = now

@@ -1,0 +1,496 @@
+"""`RouterCore`: the one door into the router's state. `handle(event)` changes it and answers with decisions; the shell carries them out,
+the simulator does the same on a copy of the world. Never waits, never logs, reads no clock."""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any
+
+from multislo_router.core import decisions as d
+from multislo_router.core import events as e
+from multislo_router.core.config import CoreConfig, Overload
+from multislo_router.core.instance import Instance
+from multislo_router.core.invariants import check
+from multislo_router.core.ladder import Ladder
+from multislo_router.core.pending import Pending
+from multislo_router.core.placement import PLACEMENTS, Choice, Homes, kind_on, least_harm, nearly
+from multislo_router.core.request import Request, Stage
+from multislo_router.core.room import room
+from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
+from multislo_router.core.tier import Tier, work_s
+
+ATTEMPTS_MAX = 2
+"""Placements of one request: the first, and one more where an engine failed before it said anything."""
+RETRY_S = 0.05
+"""While requests are held and nothing happens, they are tried again this often."""
+OFFERED_MAX = 8
+"""Held requests tried when an instance gets room: the bound on the cost of an event."""
+LATE_OFFERED_MAX = 4
+TOLERANCE = 0.1
+"""At its last call a request is placed if it is predicted to be late by no more than this share of its TTFT: predictions err."""
+AGED_TTFTS = 10.0
+"""A late request that has waited this many of its TTFTs is placed even where it costs others a deadline, or it would starve."""
+BOUNDARY_SHARE = 0.5
+"""Tokens further apart than this share of an iteration belong to different iterations."""
+RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 60.0
+
+NOTHING: tuple[d.Decision, ...] = ()
+
+
+class RouterCore:
+    """All that the router knows: the fleet, the requests, and its own queue. `wake_at`: when it wants a `Tick`, read after each event."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.config = config
+        ordered = sorted(config.tiers, key=lambda tier: tier.tpot_s)
+        self.tiers = [Tier(tier, index) for index, tier in enumerate(ordered)]
+        self.tier_by_name = {tier.name: tier for tier in self.tiers}
+        if config.default_tier not in self.tier_by_name:
+            raise ValueError(f"default_tier {config.default_tier!r} must be one of {sorted(self.tier_by_name)}")
+        self.instances: dict[str, Instance] = {}
+        self.requests: dict[int, Request] = {}
+        self.pending = Pending()
+        self.homes = Homes([Ladder() for _ in self.tiers], Ladder())
+        self.fleet_generation = 0
+        self.wake_at: float | None = None
+        self._place_by = PLACEMENTS[config.placement]
+        self._tpots = [tier.tpot_s for tier in self.tiers]
+        self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
+        self._batch_tokens_largest = max(tier.batch_tokens for tier in config.tiers)
+        self._handlers: dict[type, Callable[[Any], Sequence[d.Decision]]] = {
+            e.RequestArrived: self._request_arrived,
+            e.TokensReceived: self._tokens_received,
+            e.RequestEnded: self._request_ended,
+            e.PromptMeasured: self._prompt_measured,
+            e.SendFailed: self._send_failed,
+            e.Tick: self._tick,
+            e.InstanceReported: self._instance_reported,
+            e.InstanceFailed: self._instance_failed,
+            e.InstanceRevived: self._instance_revived,
+            e.FleetChanged: self._fleet_changed,
+        }
+
+    def handle(self, event: e.Event) -> Sequence[d.Decision]:
+        """Take in one event. Events about a request or an instance that is unknown (it ended meanwhile) change nothing."""
+        return self._handlers[type(event)](event)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _request_arrived(self, event: e.RequestArrived) -> Sequence[d.Decision]:
+        if event.request in self.requests:
+            raise ValueError(f"request {event.request} arrived twice")
+        now = event.now
+        tier = self._tier_of(event)
+        request = Request(
+            event.request,
+            tier,
+            now,
+            tier.ttft_s if event.ttft_s is None else event.ttft_s,
+            tier.tpot_s if event.tpot_s is None else event.tpot_s,
+            max(1, event.prompt_tokens),
+            event.output_tokens_max,
+            event.streaming,
+        )
+        needed = request.prompt_tokens + (event.output_tokens_max or 1)
+        if needed > self._length_max:
+            tier.saw_arrival(now, 0.0)
+            reason = (
+                f"prompt and output of {needed} tokens are more than the {self._length_max} that an instance can hold"
+            )
+            return [self._refuse(request, d.Cause.TOO_LONG, now, reason)]
+        output_tokens = tier.output_tokens_expected(request)
+        kv_max = self.config.engine.kv_tokens_max
+        tier.saw_arrival(now, work_s(self.config.latency, request.prompt_tokens, output_tokens, tier.tpot_s, kv_max))
+        if self.pending.count >= self.config.pending_max:
+            reason = f"{self.pending.count} requests are held already"
+            return [self._refuse(request, d.Cause.QUEUE_FULL, now, reason)]
+        self.requests[request.id] = request
+        return [self._place_or_hold(request, now)]
+
+    def _tier_of(self, event: e.RequestArrived) -> Tier:
+        """The tier asked for; else the loosest one not looser than the TPOT asked for (the tightest, if all are); else the default."""
+        if event.tier is not None:
+            return self.tier_by_name[event.tier]
+        if event.tpot_s is not None:
+            for tier in reversed(self.tiers):
+                if tier.tpot_s <= event.tpot_s:
+                    return tier
+            return self.tiers[0]
+        return self.tier_by_name[self.config.default_tier]
+
+    def _place_or_hold(self, request: Request, now: float) -> d.Decision:
+        choice = self._place_by(self.homes, request, now)
+        if choice is not None:
+            return self._place(request, choice, now)
+        return self._hold(request, now)
+
+    def _hold(self, request: Request, now: float) -> d.Decision:
+        tier = request.tier
+        tier.pending += 1
+        tier.held += 1
+        idle_s = self.config.latency.prefill_s(request.prompt_tokens, 0, self._batch_tokens_largest, 0, 0)
+        last_call_at = request.due - idle_s
+        self.pending.hold(request, last_call_at)
+        if last_call_at <= now:
+            self._set_wake(now)
+        else:
+            self._set_wake(now + RETRY_S)
+        return d.Hold(request.id, tier.name, "no instance has room")
+
+    def _place(self, request: Request, choice: Choice, now: float) -> d.Place:
+        """Book the request on the chosen instance. It may have been held before or not."""
+        found, kind = choice
+        instance = found.instance
+        tier = request.tier
+        if request.late:
+            kind = d.Kind.BEST_EFFORT if tier.config.overload is Overload.BEST_EFFORT else d.Kind.LATE
+        instance.admit(request, now)
+        request.attempts += 1
+        request.placed_at = now
+        request.ttft_predicted_at = found.first_token_at
+        request.iteration_predicted_s = found.iteration_s
+        tier.in_flight += 1
+        tier.placements[kind] += 1
+        tier.queue.observe(now - request.arrived)
+        instance.refresh(now)
+        self._reindex(instance)
+        priority = None
+        if instance.limits.scheduler is e.Scheduler.PRIORITY:
+            # Milliseconds of the deadline; what is late goes behind everything that is not.
+            priority = int(request.due * 1000.0) + (1_000_000_000 if request.late else 0)
+        return d.Place(
+            request=request.id,
+            instance=instance.id,
+            tier=tier.name,
+            kind=kind,
+            ttft_predicted_s=found.first_token_at - request.arrived,
+            iteration_predicted_s=found.iteration_s,
+            room_s=found.least_s,
+            load=instance.load,
+            ttft_due=request.due,
+            tpot_s=request.tpot_s,
+            priority=priority,
+            reason=kind.value,
+        )
+
+    def _refuse(self, request: Request, cause: d.Cause, now: float, reason: str) -> d.Refuse:
+        request.stage = Stage.OVER
+        self.requests.pop(request.id, None)
+        request.tier.refused(cause, now)
+        retry_after = None if cause is d.Cause.TOO_LONG else self._retry_after_s()
+        return d.Refuse(request.id, request.tier.name, cause, retry_after, reason)
+
+    def _retry_after_s(self) -> float:
+        """When capacity is likely: the held prompts' work over the instances that can take it."""
+        latency = self.config.latency
+        work = self.pending.count * latency.prefill_s(1000, 0, self._batch_tokens_largest, 0, 0)
+        placeable = sum(1 for instance in self.instances.values() if instance.placeable) if self.pending.count else 1
+        return float(ceil(min(max(work / max(1, placeable), RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)))
+
+    def _tokens_received(self, event: e.TokensReceived) -> Sequence[d.Decision]:
+        request = self.requests.get(event.request)
+        if request is None or request.instance is None:
+            return NOTHING
+        now = event.now
+        count = event.tokens
+        instance = request.instance
+        first = request.tokens == 0
+        if first:
+            self._first_token(request, instance, now)
+        request.tokens_met += _met(request, count, now)
+        request.tokens += count
+        request.last_token_at = now
+        instance.kv_decode_tokens += count
+        gap = now - instance.boundary_at
+        if gap > BOUNDARY_SHARE * instance.iteration_s:
+            if not instance.prefills and not first and instance.boundary_at >= instance.prefill_ended_at:
+                instance.calibrate(gap / count, instance.iteration_s / instance.calibration)
+            instance.boundary_at = now
+            instance.refresh(now)
+            self._reindex(instance)
+        if first and self.pending.count:
+            return self._offer(instance, now)
+        return NOTHING
+
+    def _first_token(self, request: Request, instance: Instance, now: float) -> None:
+        request.first_token_at = now
+        request.tier.ttft.observe(now - request.arrived)
+        request.tier.ttft_error.observe(now - request.ttft_predicted_at)
+        if request.stage is Stage.PREFILL:
+            span = instance.head_span_s
+            alone = len(instance.prefills) == 1 and instance.head_since == request.placed_at
+            if alone and span > 3.0 * instance.iteration_s:
+                measured = now - request.placed_at - 0.5 * instance.iteration_s
+                instance.calibrate(measured, span / instance.calibration)
+            instance.began_to_decode(request, now)
+
+    def _request_ended(self, event: e.RequestEnded) -> Sequence[d.Decision]:
+        request = self.requests.pop(event.request, None)
+        if request is None:
+            return NOTHING
+        now = event.now
+        instance = request.instance
+        if instance is None:
+            self._leave_pending(request)
+            request.stage = Stage.OVER
+            request.tier.ended(request, event.outcome, now)
+            return NOTHING
+        self._release(request, instance, now)
+        if not request.streaming:
+            request.tokens = request.tokens_met = 0
+            request.tokens_met = _met(request, event.tokens, now, together=True)
+            request.tokens = event.tokens
+        request.tier.ended(request, event.outcome, now)
+        return self._offer(instance, now) if self.pending.count else NOTHING
+
+    def _release(self, request: Request, instance: Instance, now: float) -> None:
+        instance.release(request, now)
+        request.tier.in_flight -= 1
+        if now - instance.refreshed_at > 0.001 or not instance.requests:
+            instance.refresh(now)
+            self._reindex(instance)
+
+    def _leave_pending(self, request: Request) -> None:
+        self.pending.leave()
+        request.tier.pending -= 1
+
+    def _prompt_measured(self, event: e.PromptMeasured) -> Sequence[d.Decision]:
+        request = self.requests.get(event.request)
+        if request is not None:
+            difference = event.prompt_tokens - request.prompt_tokens
+            request.prompt_tokens = event.prompt_tokens
+            if request.instance is not None:
+                request.kv_reserved += difference
+                request.instance.kv_reserved += difference
+                if request.stage is Stage.DECODE:
+                    request.instance.kv_decode_tokens += difference
+        return NOTHING
+
+    def _send_failed(self, event: e.SendFailed) -> Sequence[d.Decision]:
+        request = self.requests.get(event.request)
+        if request is None or request.instance is None:
+            return NOTHING
+        now = event.now
+        instance = request.instance
+        self._release(request, instance, now)
+        if request.attempts >= ATTEMPTS_MAX:
+            return [
+                self._refuse(request, d.Cause.ENGINE_FAILED, now, f"failed on {instance.id}, and on another before")
+            ]
+        request.avoid = instance
+        request.stage = Stage.HELD
+        request.tokens = request.tokens_met = 0
+        return [self._place_or_hold(request, now)]
+
+    # -- the router's queue --------------------------------------------------------------------------------------------
+
+    def _offer(self, instance: Instance, now: float) -> Sequence[d.Decision]:
+        """An instance has got room: give it to the most urgent held requests that fit."""
+        if not instance.placeable or self.instances.get(instance.id) is not instance:
+            return NOTHING
+        made: list[d.Decision] = []
+        for request in self.pending.oldest_in_time(OFFERED_MAX):
+            found = room(instance, request, now)
+            if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
+                self._leave_pending(request)
+                made.append(self._place(request, Choice(found, kind_on(instance, request)), now))
+        if not made:
+            for request in self.pending.oldest_late(LATE_OFFERED_MAX):
+                found = room(instance, request, now)
+                if found is not None and (found.harm_s >= 0.0 or _aged(request, now)):
+                    self._leave_pending(request)
+                    made.append(self._place(request, Choice(found, d.Kind.LATE), now))
+                    break
+        return made
+
+    def _tick(self, event: e.Tick) -> Sequence[d.Decision]:
+        now = event.now
+        self.wake_at = None
+        made: list[d.Decision] = []
+        for request in self.pending.last_calls(now):
+            decision = self._last_call(request, now)
+            if decision is not None:
+                made.append(decision)
+        self._retry_held(now, made)
+        if self.pending.count:
+            self._set_wake(now + RETRY_S)
+        return made
+
+    def _retry_held(self, now: float, made: list[d.Decision]) -> None:
+        for request in self.pending.oldest_in_time(OFFERED_MAX):
+            choice = self._place_by(self.homes, request, now)
+            if choice is not None:
+                self._leave_pending(request)
+                made.append(self._place(request, choice, now))
+        for request in self.pending.oldest_late(LATE_OFFERED_MAX):
+            choice = least_harm(self.homes, request, now)
+            if choice is not None:
+                self._leave_pending(request)
+                made.append(self._place(request, choice, now))
+
+    def _last_call(self, request: Request, now: float) -> d.Decision | None:
+        """Its deadline is about to be lost: one tolerant try, then what its tier says about overload."""
+        tolerance = TOLERANCE * (request.due - request.arrived)
+        choice = nearly(self.homes, request, now, tolerance)
+        if choice is not None:
+            self._leave_pending(request)
+            return self._place(request, choice, now)
+        overload = request.tier.config.overload
+        if overload is Overload.REJECT:
+            self._leave_pending(request)
+            cause = d.Cause.DEADLINE if any(i.placeable for i in self.instances.values()) else d.Cause.NO_INSTANCE
+            return self._refuse(request, cause, now, "no instance can meet its deadline any more")
+        self.pending.give_up(request, 0 if overload is Overload.QUEUE else 1)
+        return None
+
+    def _set_wake(self, at: float) -> None:
+        last_call = self.pending.last_call_at()
+        if last_call is not None and last_call < at:
+            at = last_call
+        if self.wake_at is None or at < self.wake_at:
+            self.wake_at = at
+
+    # -- the fleet -----------------------------------------------------------------------------------------------------
+
+    def _ladder(self, instance: Instance) -> Ladder:
+        return self.homes.warm if instance.tier is None else self.homes.tiers[instance.tier.index]
+
+    def _reindex(self, instance: Instance) -> None:
+        if instance.bucket >= 0:
+            self._ladder(instance).move(instance)
+
+    def _unlist(self, instance: Instance) -> None:
+        if instance.bucket >= 0:
+            self._ladder(instance).remove(instance)
+
+    def _list(self, instance: Instance) -> None:
+        if instance.bucket < 0 and instance.placeable:
+            self._ladder(instance).add(instance)
+
+    def _fleet_changed(self, event: e.FleetChanged) -> Sequence[d.Decision]:
+        """Take the fleet as told. An instance that is gone or restarted is forgotten; what runs there ends by events of its own."""
+        now = event.now
+        self.fleet_generation += 1
+        told = {spec.id: spec for spec in event.instances}
+        for id in [id for id in self.instances if id not in told]:
+            self._unlist(self.instances.pop(id))
+        for spec in event.instances:
+            tier = self.tier_by_name[spec.tier] if spec.tier is not None else None
+            instance = self.instances.get(spec.id)
+            if instance is not None and instance.spec == spec:
+                continue
+            if instance is not None:
+                self._unlist(instance)
+            if instance is None or instance.spec.epoch != spec.epoch:
+                instance = Instance(spec, tier, self._tpots, self.config.latency, self.config.engine, now)
+                self.instances[spec.id] = instance
+            instance.spec = spec
+            instance.tier = tier
+            self._list(instance)
+        return self._tick(e.Tick(now)) if self.pending.count else NOTHING
+
+    def _instance_failed(self, event: e.InstanceFailed) -> Sequence[d.Decision]:
+        instance = self.instances.get(event.instance)
+        if instance is not None:
+            instance.failed = True
+            self._unlist(instance)
+        return NOTHING
+
+    def _instance_revived(self, event: e.InstanceRevived) -> Sequence[d.Decision]:
+        instance = self.instances.get(event.instance)
+        if instance is None or not instance.failed:
+            return NOTHING
+        instance.failed = False
+        self._list(instance)
+        return self._offer(instance, event.now) if self.pending.count else NOTHING
+
+    def _instance_reported(self, event: e.InstanceReported) -> Sequence[d.Decision]:
+        instance = self.instances.get(event.instance)
+        if instance is None:
+            return NOTHING
+        instance.reported(event.running, event.waiting, event.kv_tokens, event.now)
+        instance.refresh(event.now)
+        self._reindex(instance)
+        return self._offer(instance, event.now) if self.pending.count else NOTHING
+
+    # -- what it tells -------------------------------------------------------------------------------------------------
+
+    def status(self, now: float) -> CoreStatus:
+        """Everything that /fleet and /metrics show. O(fleet); for a scrape, not for a decision."""
+        oldest: dict[str, float] = {}
+        for request in self.pending:
+            name = request.tier.name
+            oldest[name] = min(oldest.get(name, request.arrived), request.arrived)
+        return CoreStatus(
+            tiers=[_tier_status(tier, now, now - oldest.get(tier.name, now)) for tier in self.tiers],
+            instances=[self._instance_status(instance, now) for instance in self.instances.values()],
+            fleet_generation=self.fleet_generation,
+        )
+
+    def _instance_status(self, instance: Instance, now: float) -> InstanceStatus:
+        instance.refresh(now)
+        self._reindex(instance)
+        return InstanceStatus(
+            id=instance.id,
+            tier=instance.spec.tier,
+            state="failed" if instance.failed else instance.spec.state.value,
+            load=instance.load,
+            load_mean=instance.load_mean,
+            requests=instance.requests,
+            prefills=len(instance.prefills),
+            decodes=len(instance.decodes),
+            kv_tokens=instance.kv_decode_tokens + sum(r.prompt_tokens for r in instance.prefills.values()),
+            kv_tokens_reported=instance.kv_reported,
+            kv_tokens_max=instance.limits.kv_tokens_max,
+            iteration_predicted_s=instance.iteration_s,
+            calibration=instance.calibration,
+            empty_s=0.0 if instance.empty_since is None else now - instance.empty_since,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant does not hold. For tests and the simulator: O(everything)."""
+        check(self)
+
+
+def _met(request: Request, count: int, now: float, together: bool = False) -> int:
+    """How many of the next `count` tokens are in time, all received now."""
+    due = request.next_due()
+    if now <= due:
+        return count
+    if count == 1 or request.tpot_s <= 0.0:
+        return 0
+    late = ceil((now - due) / request.tpot_s)
+    return count - late if late < count else 0
+
+
+def _aged(request: Request, now: float) -> bool:
+    return now - request.arrived > AGED_TTFTS * (request.due - request.arrived)
+
+
+def _tier_status(tier: Tier, now: float, pending_oldest_s: float) -> TierStatus:
+    arrival_rate, work_rate, trend = tier.rates(now)
+    return TierStatus(
+        name=tier.name,
+        ttft_s=tier.ttft_s,
+        tpot_s=tier.tpot_s,
+        pending=tier.pending,
+        pending_oldest_s=pending_oldest_s,
+        in_flight=tier.in_flight,
+        arrival_rate=arrival_rate,
+        work_rate=work_rate,
+        work_rate_trend=trend,
+        requests_met=tier.requests_met,
+        requests_missed=tier.requests_missed,
+        tokens_met=tier.tokens_met,
+        tokens_missed=tier.tokens_missed,
+        arrived=tier.arrived,
+        held=tier.held,
+        outcomes=dict(tier.outcomes),
+        placements=dict(tier.placements),
+        refusals=dict(tier.refusals),
+        ttft=tier.ttft,
+        tpot=tier.tpot,
+        queue=tier.queue,
+        ttft_error=tier.ttft_error,
+        tpot_error=tier.tpot_error,
+        recent=tier.recent(now),
+    )

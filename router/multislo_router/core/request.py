@@ -1,0 +1,83 @@
+"""One request as the core knows it, from its arrival to its end."""
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multislo_router.core.instance import Instance
+    from multislo_router.core.tier import Tier
+
+
+class Stage(Enum):
+    HELD = "held"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    OVER = "over"
+
+
+class Request:
+    """A plain record; the core's own functions change it. Times are on the core's clock."""
+
+    __slots__ = (
+        "arrived",
+        "attempts",
+        "avoid",
+        "due",
+        "first_token_at",
+        "id",
+        "instance",
+        "iteration_predicted_s",
+        "kv_reserved",
+        "last_token_at",
+        "late",
+        "output_tokens_max",
+        "placed_at",
+        "prompt_tokens",
+        "stage",
+        "streaming",
+        "tier",
+        "tokens",
+        "tokens_met",
+        "tpot_s",
+        "ttft_predicted_at",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        tier: "Tier",
+        arrived: float,
+        ttft_s: float,
+        tpot_s: float,
+        prompt_tokens: int,
+        output_tokens_max: int | None,
+        streaming: bool,
+    ) -> None:
+        self.id = id
+        self.tier = tier
+        self.arrived = arrived
+        self.due = arrived + ttft_s
+        """When its first token is due."""
+        self.tpot_s = tpot_s
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens_max = output_tokens_max
+        self.streaming = streaming
+        self.stage = Stage.HELD
+        self.late = False
+        """Its deadline was given up while it was held."""
+        self.attempts = 0
+        self.avoid: Instance | None = None
+        """The instance that failed it: not asked again."""
+        self.instance: Instance | None = None
+        self.placed_at = arrived
+        self.ttft_predicted_at = 0.0
+        self.iteration_predicted_s = 0.0
+        self.kv_reserved = 0
+        self.first_token_at = 0.0
+        self.last_token_at = 0.0
+        self.tokens = 0
+        self.tokens_met = 0
+
+    def next_due(self) -> float:
+        """When its next token is due."""
+        return self.due + self.tokens * self.tpot_s

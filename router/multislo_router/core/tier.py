@@ -1,0 +1,149 @@
+"""A tier inside the core: its SLO, what its traffic looks like, and the counts that /fleet and /metrics show."""
+
+from collections import deque
+from math import exp
+
+from multislo_perf.latency import LatencyModel
+
+from multislo_router.core.config import TierConfig
+from multislo_router.core.decisions import Cause, Kind
+from multislo_router.core.events import Outcome
+from multislo_router.core.request import Request
+from multislo_router.core.status import Histogram, Recent
+
+OUTPUT_TOKENS_PRIOR = 200.0
+"""Mean output length believed before the first request has ended (the published chat traces have 211 and 343)."""
+OUTPUT_TOKENS_WEIGHT = 0.02
+RATE_WINDOW_S = 10.0
+TREND_WINDOW_S = 30.0
+RECENT_S = 60.0
+RECENT_MAX = 4096
+"""Finished requests remembered for the last minute's quantiles: a bound on memory, not on traffic."""
+
+_TTFT_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0, 40.0)
+_TPOT_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+_QUEUE_EDGES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 10.0, 40.0)
+_ERROR_EDGES = (-1.0, -0.5, -0.25, -0.1, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+
+
+class Tier:
+    """Every instance and request points at one; `index` is its place from the tightest TPOT (0) to the loosest."""
+
+    def __init__(self, config: TierConfig, index: int, now: float = 0.0) -> None:
+        self.name = config.name
+        self.config = config
+        self.index = index
+        self.ttft_s = config.ttft_s
+        self.tpot_s = config.tpot_s
+        self.output_tokens_mean = OUTPUT_TOKENS_PRIOR
+        self.pending = 0
+        self.in_flight = 0
+        self.arrived = 0
+        self.held = 0
+        self.requests_met = 0
+        self.requests_missed = 0
+        self.tokens_met = 0
+        self.tokens_missed = 0
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.placements = dict.fromkeys(Kind, 0)
+        self.refusals = dict.fromkeys(Cause, 0)
+        self.ttft = Histogram(tuple(edge * config.ttft_s for edge in _TTFT_EDGES))
+        self.tpot = Histogram(tuple(edge * config.tpot_s for edge in _TPOT_EDGES))
+        self.queue = Histogram(tuple(edge * config.ttft_s for edge in _QUEUE_EDGES))
+        self.ttft_error = Histogram(tuple(edge * config.ttft_s for edge in _ERROR_EDGES))
+        self.tpot_error = Histogram(tuple(edge * config.tpot_s for edge in _ERROR_EDGES))
+        self._rate_at = now
+        self._arrivals = 0.0
+        self._work = 0.0
+        self._work_slow = 0.0
+        self._recent: deque[tuple[float, bool, float | None, float | None]] = deque(maxlen=RECENT_MAX)
+
+    def output_tokens_expected(self, request: Request) -> int:
+        """How many tokens a request will probably bring: its tier's mean, at most what its client allows."""
+        expected = int(self.output_tokens_mean)
+        limit = request.output_tokens_max
+        return expected if limit is None or limit > expected else limit
+
+    # -- rates ---------------------------------------------------------------------------------------------------------
+
+    def _decay(self, now: float) -> None:
+        elapsed = now - self._rate_at
+        if elapsed > 0.0:
+            fast = exp(-elapsed / RATE_WINDOW_S)
+            self._arrivals *= fast
+            self._work *= fast
+            self._work_slow *= exp(-elapsed / TREND_WINDOW_S)
+            self._rate_at = now
+
+    def saw_arrival(self, now: float, work_s: float) -> None:
+        """Count a request that needs `work_s` seconds of an instance."""
+        self._decay(now)
+        self.arrived += 1
+        self._arrivals += 1.0 / RATE_WINDOW_S
+        self._work += work_s / RATE_WINDOW_S
+        self._work_slow += work_s / TREND_WINDOW_S
+
+    def rates(self, now: float) -> tuple[float, float, float]:
+        """(requests a second, instance-seconds of work a second, change of the latter a second)."""
+        self._decay(now)
+        # Exponential means of windows 10 s and 30 s lag by just these, so their difference is 20 s of trend.
+        return self._arrivals, self._work, (self._work - self._work_slow) / (TREND_WINDOW_S - RATE_WINDOW_S)
+
+    # -- what became of requests ---------------------------------------------------------------------------------------
+
+    def refused(self, cause: Cause, now: float) -> None:
+        self.refusals[cause] += 1
+        self.requests_missed += 1
+        self._recent.append((now, False, None, None))
+
+    def ended(self, request: Request, outcome: Outcome, now: float) -> None:
+        """Book a request that had a place. A client's own disconnect is neither met nor missed."""
+        self.outcomes[outcome] += 1
+        missed = request.tokens - request.tokens_met
+        self.tokens_met += request.tokens_met
+        self.tokens_missed += missed
+        if request.tokens and outcome is Outcome.COMPLETED:
+            self.output_tokens_mean += OUTPUT_TOKENS_WEIGHT * (request.tokens - self.output_tokens_mean)
+        if outcome is Outcome.CLIENT_GONE:
+            return
+        met = outcome is Outcome.COMPLETED and missed == 0
+        if met:
+            self.requests_met += 1
+        else:
+            self.requests_missed += 1
+        ttft = tpot = None
+        if request.tokens and request.streaming:
+            ttft = request.first_token_at - request.arrived
+            if request.tokens > 1:
+                tpot = (request.last_token_at - request.first_token_at) / (request.tokens - 1)
+                self.tpot.observe(tpot)
+                self.tpot_error.observe(tpot - request.iteration_predicted_s)
+        self._recent.append((now, met, ttft, tpot))
+
+    def recent(self, now: float) -> Recent:
+        """Attainment and quantiles of the last minute. Costs a sort: for a status, not for a decision."""
+        rows = self._recent
+        while rows and rows[0][0] < now - RECENT_S:
+            rows.popleft()
+        ttft = sorted(row[2] for row in rows if row[2] is not None)
+        tpot = sorted(row[3] for row in rows if row[3] is not None)
+        return Recent(
+            attainment=sum(row[1] for row in rows) / len(rows) if rows else None,
+            ttft_p50_s=_quantile(ttft, 0.5),
+            ttft_p99_s=_quantile(ttft, 0.99),
+            tpot_p50_s=_quantile(tpot, 0.5),
+            tpot_p99_s=_quantile(tpot, 0.99),
+        )
+
+
+def work_s(latency: LatencyModel, prompt_tokens: int, output_tokens: float, tpot_s: float, kv_tokens_max: int) -> float:
+    """Seconds of one instance that a request needs: its prefill at the full batch's price, and its decode as a share of the largest
+    batch that keeps `tpot_s`."""
+    kv_each = prompt_tokens + 0.5 * output_tokens
+    batch = max(1, min(latency.decodes_max(tpot_s, kv_each), int(kv_tokens_max / kv_each)))
+    prefill = prompt_tokens * latency.gemm_per_token_s + latency.attention_s(prompt_tokens, 0)
+    return prefill + output_tokens * tpot_s / batch
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
