@@ -1,0 +1,34 @@
+"""Batch planners: each iteration of an engine asks one of them what to compute next. Pure. A new planner is a class
+with the three methods of `Planner` and a line in `planner_named`; the engine model, the emulator and the simulator
+know nothing else of it."""
+
+from multislo_perf.latency import LatencyModel
+
+from multislo_engine.planners.slo_aware import SloAware
+from multislo_engine.planners.stock import Fcfs, Priority
+from multislo_engine.planners.view import EngineView, Job, Plan, Planner
+
+__all__ = [
+    "PLANNERS",
+    "EngineView",
+    "Fcfs",
+    "Job",
+    "Plan",
+    "Planner",
+    "Priority",
+    "SloAware",
+    "planner_named",
+]
+
+PLANNERS = ("fcfs", "priority", "slo-aware")
+
+
+def planner_named(name: str, belief: LatencyModel) -> Planner:
+    """The planner of one of `PLANNERS`; `belief` is the latency model that it plans with, if it has use for one."""
+    if name == "fcfs":
+        return Fcfs()
+    if name == "priority":
+        return Priority()
+    if name == "slo-aware":
+        return SloAware(belief)
+    raise ValueError(f"planner: {name!r} is none of {', '.join(PLANNERS)}")

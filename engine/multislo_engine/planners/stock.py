@@ -1,0 +1,70 @@
+"""vLLM's own scheduler (v1), as far as time and memory are concerned: what an engine does that knows nothing of SLOs.
+
+A static token budget. The running come first, in order of admission, so decodes are never held back and a prefill
+under way is continued before another begins; what is left of the budget admits the waiting, in order of arrival or
+by `priority`. A prompt is admitted only if all of it fits in the free KV blocks beside what the prefills under way
+will take (`scheduler_reserve_full_isl`, vLLM's default), and nobody is passed over: the first that does not fit ends
+the admission.
+"""
+
+from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
+
+
+class Fcfs:
+    """`--scheduling-policy fcfs`."""
+
+    name = "fcfs"
+
+    def order(self, job: Job) -> tuple[float, ...]:
+        # A preempted job arrived before everybody who waits, so its number puts it back at the head, where vLLM puts
+        # it.
+        return (job.sequence,)
+
+    def plan(self, now: float, view: EngineView) -> Plan:
+        return stock_plan(view)
+
+    def victim(self, view: EngineView) -> Job:
+        return last_admitted(view)
+
+
+class Priority:
+    """`--scheduling-policy priority`: the waiting by (priority, arrival), lower first; the running as in `Fcfs`."""
+
+    name = "priority"
+
+    def order(self, job: Job) -> tuple[float, ...]:
+        return (job.priority, job.arrived_s, job.sequence)
+
+    def plan(self, now: float, view: EngineView) -> Plan:
+        return stock_plan(view)
+
+    def victim(self, view: EngineView) -> Job:
+        return max((*view.decodes, *view.prefills), key=self.order)
+
+
+def stock_plan(view: EngineView) -> Plan:
+    """One iteration of the stock scheduler. O(1) beyond the chunks: the decodes are taken as they stand."""
+    decodes = view.decodes
+    budget = view.batch_tokens - len(decodes)
+    if budget <= 0:
+        return Plan([], decodes if budget == 0 else decodes[: view.batch_tokens])
+    chunks: list[tuple[Job, int]] = []
+    for job in view.prefills:
+        tokens = min(job.prefill_tokens, budget)
+        chunks.append((job, tokens))
+        budget -= tokens
+        if not budget:
+            return Plan(chunks, decodes)
+    if not view.waiting or not view.admitting:
+        return Plan(chunks, decodes)
+    seats = view.seqs_max - len(decodes) - len(view.prefills)
+    free = view.blocks_free - view.blocks_promised()
+    for job in view.waiting:
+        free -= view.blocks(job.tokens)
+        if seats <= 0 or budget <= 0 or free < 0:
+            break
+        tokens = min(job.prefill_tokens, budget)
+        chunks.append((job, tokens))
+        budget -= tokens
+        seats -= 1
+    return Plan(chunks, decodes)
