@@ -14,6 +14,8 @@ CALIBRATION_MIN, CALIBRATION_MAX = 0.5, 4.0
 """Bounds of measured over predicted iteration time: beyond them the profile is wrong, not the instance slow."""
 CALIBRATION_WEIGHT = 0.05
 LOAD_WINDOW_S = 10.0
+PREFILL_WINDOW_S = 2.0
+"""The window of the moving mean of prefill work: a few prompts long, and short against a decode's life."""
 STALE_S = 0.05
 """A belief older than this is brought up to date before it is used (where no token has come to do it)."""
 LEAST_WINDOW_S = 0.02
@@ -48,6 +50,8 @@ class Instance:
         "load_mean",
         "load_mean_at",
         "prefill_ended_at",
+        "prefill_share",
+        "prefill_share_at",
         "prefills",
         "refreshed_at",
         "spec",
@@ -88,12 +92,15 @@ class Instance:
         self.tier_counts = [0] * len(tpots)
         """Requests here, prefills too, by tier."""
         self.due_least = [inf] * len(tpots)
-        """The earliest next-token deadline of the decodes, by tier; exact when refreshed, never too late between."""
+        """The earliest next-token deadline that can still be met, by tier; exact when refreshed, never too late between."""
         self.tpot_tightest_s = inf
         self.boundary_at = now
         """When an iteration was last seen to end."""
         self.prefill_ended_at = now
         """When a prefill last left the instance's queue."""
+        self.prefill_share = 0.0
+        """Share of the time that the prefills sent here take, a moving mean (profile's time, uncalibrated)."""
+        self.prefill_share_at = now
         self.head_since = now
         """When the engine began with the first of the prefills."""
         self.head_span_s = 0.0
@@ -127,10 +134,19 @@ class Instance:
         if not self.prefills:
             self._set_head(request, now)
         self.prefills[request.id] = request
+        self.prefill_share_now(now)
+        self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
         if self.limits.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
             self._order_prefills()
         if request.tpot_s < self.tpot_tightest_s:
             self.tpot_tightest_s = request.tpot_s
+
+    def prefill_share_now(self, now: float) -> float:
+        elapsed = now - self.prefill_share_at
+        if elapsed > 0.0:
+            self.prefill_share *= exp(-elapsed / PREFILL_WINDOW_S)
+            self.prefill_share_at = now
+        return self.prefill_share
 
     def _order_prefills(self) -> None:
         # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
@@ -197,15 +213,19 @@ class Instance:
         done = (now - self.head_since) / self.head_span_s
         return done if done < 0.95 else 0.95
 
-    def refresh(self, now: float) -> None:
-        """Bring the belief up to date: deadlines, iteration time, load. O(requests here); once an iteration, not once a token."""
+    def refresh(self, now: float, at_boundary: bool = False) -> None:
+        """Bring the belief up to date: deadlines, iteration time, load. O(requests here); once an iteration, not once a token.
+
+        `at_boundary`: the first token of an iteration has just come, so the other decodes' tokens are on their way.
+        """
         self._assume_silent_progress(now)
         due_least = [inf] * len(self.tpots)
         tightest = inf
         for request in self.decodes.values():
-            due = request.due + request.tokens * request.tpot_s
+            tokens = request.tokens + 1 if at_boundary and request.last_token_at < now else request.tokens
+            due = request.due + tokens * request.tpot_s
             index = request.tier.index
-            if due < due_least[index]:
+            if now < due < due_least[index]:  # one that is late already has nothing more to lose
                 due_least[index] = due
             if request.tpot_s < tightest:
                 tightest = request.tpot_s
@@ -255,13 +275,15 @@ class Instance:
         demand = 0.0
         undone = 1.0 - self.head_progress(now)
         for request in self.prefills.values():
-            work = request.prompt_tokens * latency.gemm_per_token_s + latency.attention_s(request.prompt_tokens, 0)
-            demand += work * undone
+            demand += request.prefill_work_s * undone
             undone = 1.0
             left = request.due - now
             steep = demand / (left if left > LEAST_WINDOW_S else LEAST_WINDOW_S)
             if steep > steepest:
                 steepest = steep
+        sustained = self.prefill_share_now(now)
+        if sustained > steepest:
+            steepest = sustained
         return share + self.calibration * steepest
 
     def reported(self, running: int, waiting: int, kv_tokens: int, now: float) -> None:

@@ -12,7 +12,7 @@ from multislo_router.core.instance import Instance
 from multislo_router.core.invariants import check
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.pending import Pending
-from multislo_router.core.placement import PLACEMENTS, Choice, Homes, kind_on, least_harm, nearly
+from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, kind_on, least_harm, nearly
 from multislo_router.core.request import Request, Stage
 from multislo_router.core.room import room
 from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
@@ -39,7 +39,8 @@ NOTHING: tuple[d.Decision, ...] = ()
 class RouterCore:
     """All that the router knows: the fleet, the requests, and its own queue. `wake_at`: when it wants a `Tick`, read after each event."""
 
-    def __init__(self, config: CoreConfig) -> None:
+    def __init__(self, config: CoreConfig, place_by: PlaceBy | None = None) -> None:
+        """`place_by` replaces the manifest's placement: rivals to compare with run on the very same state."""
         self.config = config
         ordered = sorted(config.tiers, key=lambda tier: tier.tpot_s)
         self.tiers = [Tier(tier, index) for index, tier in enumerate(ordered)]
@@ -52,7 +53,7 @@ class RouterCore:
         self.homes = Homes([Ladder() for _ in self.tiers], Ladder())
         self.fleet_generation = 0
         self.wake_at: float | None = None
-        self._place_by = PLACEMENTS[config.placement]
+        self._place_by = place_by or PLACEMENTS[config.placement]
         self._tpots = [tier.tpot_s for tier in self.tiers]
         self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
         self._batch_tokens_largest = max(tier.batch_tokens for tier in config.tiers)
@@ -97,9 +98,13 @@ class RouterCore:
                 f"prompt and output of {needed} tokens are more than the {self._length_max} that an instance can hold"
             )
             return [self._refuse(request, d.Cause.TOO_LONG, now, reason)]
+        latency = self.config.latency
+        request.prefill_work_s = request.prompt_tokens * latency.gemm_per_token_s + latency.attention_s(
+            request.prompt_tokens, 0
+        )
         output_tokens = tier.output_tokens_expected(request)
         kv_max = self.config.engine.kv_tokens_max
-        tier.saw_arrival(now, work_s(self.config.latency, request.prompt_tokens, output_tokens, tier.tpot_s, kv_max))
+        tier.saw_arrival(now, work_s(latency, request, output_tokens, kv_max))
         if self.pending.count >= self.config.pending_max:
             reason = f"{self.pending.count} requests are held already"
             return [self._refuse(request, d.Cause.QUEUE_FULL, now, reason)]
@@ -205,7 +210,7 @@ class RouterCore:
             if not instance.prefills and not first and instance.boundary_at >= instance.prefill_ended_at:
                 instance.calibrate(gap / count, instance.iteration_s / instance.calibration)
             instance.boundary_at = now
-            instance.refresh(now)
+            instance.refresh(now, at_boundary=True)
             self._reindex(instance)
         if first and self.pending.count:
             return self._offer(instance, now)

@@ -33,6 +33,9 @@ class Choice(NamedTuple):
     kind: Kind
 
 
+PlaceBy = Callable[[Homes, Request, float], Choice | None]
+
+
 def pack(homes: Homes, request: Request, now: float) -> Choice | None:
     """PolyServe's ladder on demand-bound room: the own tier from the fullest that keeps its reserve, then tighter tiers the same way,
     then the warm pool; where nobody keeps the reserve, whoever has room at all, emptiest first, looser tiers last."""
@@ -70,15 +73,19 @@ def spread(homes: Homes, request: Request, now: float) -> Choice | None:
         own = index == home
         kind = Kind.OWN_TIER if own else Kind.PROMOTED if index < home else Kind.DEMOTED
         for instance in islice(ladder.rising(), OWN_CANDIDATES if own else OTHER_CANDIDATES):
-            candidates.append((instance.load - (HOME_BONUS if own else 0.0), len(candidates), instance, kind))
+            candidates.append((HOME_BONUS if own else 0.0, 0, instance, kind))
     for instance in islice(homes.warm.rising(), OTHER_CANDIDATES):
-        candidates.append((instance.load, len(candidates), instance, Kind.WARM_POOL))
-    candidates.sort()
-    for _, _, instance, kind in candidates:
+        candidates.append((0.0, 0, instance, Kind.WARM_POOL))
+    best: Choice | None = None
+    best_load = 0.0
+    for bonus, _, instance, kind in candidates:
         found = room(instance, request, now)
         if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
-            return Choice(found, kind)
-    return None
+            load = found.load - bonus
+            if best is None or load < best_load:
+                best = Choice(found, kind)
+                best_load = load
+    return best
 
 
 def least_harm(homes: Homes, request: Request, now: float) -> Choice | None:
@@ -116,7 +123,7 @@ def kind_on(instance: Instance, request: Request) -> Kind:
     return Kind.PROMOTED if instance.tier.index < request.tier.index else Kind.DEMOTED
 
 
-PLACEMENTS: dict[Placement, Callable[[Homes, Request, float], Choice | None]] = {
+PLACEMENTS: dict[Placement, PlaceBy] = {
     Placement.PACK: pack,
     Placement.SPREAD: spread,
 }

@@ -32,6 +32,7 @@ class Request:
         "late",
         "output_tokens_max",
         "placed_at",
+        "prefill_work_s",
         "prompt_tokens",
         "stage",
         "streaming",
@@ -60,6 +61,8 @@ class Request:
         """When its first token is due."""
         self.tpot_s = tpot_s
         self.prompt_tokens = prompt_tokens
+        self.prefill_work_s = 0.0
+        """Its prefill at the full batch's price, by the profile."""
         self.output_tokens_max = output_tokens_max
         self.streaming = streaming
         self.stage = Stage.HELD

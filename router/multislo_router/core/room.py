@@ -9,9 +9,10 @@ the steady iteration estimated apart.
 from math import ceil, inf
 
 from multislo_router.core.events import Scheduler
-from multislo_router.core.instance import STALE_S, Instance
+from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
 from multislo_router.core.request import Request
 
+LOAD_MAX = 1.0
 STEADY_SHARE = 0.97
 """A decode-only iteration may take this share of the tightest TPOT in the batch."""
 DRAIN_SAFETY = 1.1
@@ -29,10 +30,10 @@ SLACK_SHARE = 0.85
 class Room:
     """The margins of one candidate, seconds; negative: that much too late."""
 
-    __slots__ = ("first_token_at", "harm_s", "instance", "iteration_s", "own_s")
+    __slots__ = ("first_token_at", "harm_s", "instance", "iteration_s", "load", "own_s")
 
     def __init__(
-        self, instance: Instance, own_s: float, harm_s: float, first_token_at: float, iteration_s: float
+        self, instance: Instance, own_s: float, harm_s: float, first_token_at: float, iteration_s: float, load: float
     ) -> None:
         self.instance = instance
         self.own_s = own_s
@@ -42,6 +43,8 @@ class Room:
         self.first_token_at = first_token_at
         self.iteration_s = iteration_s
         """The steady decode iteration with the request in it."""
+        self.load = load
+        """The instance's sustained load with the request in it."""
 
     @property
     def least_s(self) -> float:
@@ -103,10 +106,10 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
                 other.prompt_tokens * per_token_s + factor * latency.attention_s(other.prompt_tokens, 0)
             )
             undone = 1.0
-            if placed:
-                late = other.due - now - elapsed
-                if late < harm:
-                    harm = late
+            if placed and other.due > now:
+                margin = other.due - now - elapsed
+                if margin < harm:
+                    harm = margin
         if elapsed - ahead_s > BACKLOG_MAX_S:
             return None
         if not placed:
@@ -133,7 +136,7 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
     rounds = elapsed / full_s if elapsed > full_s else 1.0
     tightest = request.tpot_s
     for index, due in enumerate(instance.due_least):
-        if due < inf:
+        if now < due < inf:
             tpot = instance.tpots[index]
             # A decode gets a token an iteration: it keeps up where iterations are shorter than its TPOT and lives on slack else.
             margin = due - now + (rounds - 1.0) * tpot - drained_s if tpot < full_s * DRAIN_SAFETY else due - now
@@ -141,12 +144,13 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
                 harm = margin
     if instance.tpot_tightest_s < tightest:
         tightest = instance.tpot_tightest_s
-    steady_margin = STEADY_SHARE * tightest - steady_s
+    load = steady_s / tightest + factor * (instance.prefill_share_now(now) + request.prefill_work_s / PREFILL_WINDOW_S)
+    steady_margin = (LOAD_MAX - load) * tightest
     if steady_margin < harm:
         harm = steady_margin
     own = request.due - now - own_at
     second = request.due + request.tpot_s - now - own_at - steady_s
-    return Room(instance, second if second < own else own, harm, now + own_at, steady_s)
+    return Room(instance, second if second < own else own, harm, now + own_at, steady_s, load)
 
 
 def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | None:
@@ -172,6 +176,7 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
 
     demand = 0.0
     own_at = 0.0
+    load = steady_s / tightest + factor * (instance.prefill_share_now(now) + request.prefill_work_s / PREFILL_WINDOW_S)
     harm = STEADY_SHARE * tightest - steady_s
     placed = False
     undone = 1.0 - instance.head_progress(now)
@@ -196,9 +201,9 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
         if other is request:
             own_at = until - margin
             own = margin
-        elif placed and margin < harm:
+        elif placed and until > 0.0 and margin < harm:
             harm = margin
-    return Room(instance, own, harm, now + own_at, steady_s)
+    return Room(instance, own, harm, now + own_at, steady_s, load)
 
 
 def _due(request: Request) -> float:

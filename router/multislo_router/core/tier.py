@@ -136,13 +136,13 @@ class Tier:
         )
 
 
-def work_s(latency: LatencyModel, prompt_tokens: int, output_tokens: float, tpot_s: float, kv_tokens_max: int) -> float:
+def work_s(latency: LatencyModel, request: Request, output_tokens: int, kv_tokens_max: int) -> float:
     """Seconds of one instance that a request needs: its prefill at the full batch's price, and its decode as a share of the largest
-    batch that keeps `tpot_s`."""
-    kv_each = prompt_tokens + 0.5 * output_tokens
+    batch that keeps its tier's TPOT."""
+    tpot_s = request.tier.tpot_s
+    kv_each = request.prompt_tokens + 0.5 * output_tokens
     batch = max(1, min(latency.decodes_max(tpot_s, kv_each), int(kv_tokens_max / kv_each)))
-    prefill = prompt_tokens * latency.gemm_per_token_s + latency.attention_s(prompt_tokens, 0)
-    return prefill + output_tokens * tpot_s / batch
+    return request.prefill_work_s + output_tokens * tpot_s / batch
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
