@@ -12,6 +12,9 @@ enough (about 220 tokens for an 8B model), and a law linear in n errs by 10 % th
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
+# Tokens; more than the rounding of an inverse (about 1e-9 of a million tokens), far less than the one it answers in.
+_NEAR = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
@@ -27,11 +30,10 @@ class LatencyModel:
     per_chunk_token_s: float
     per_attention_pair_s: float
 
-    def iteration_s(self, chunk_tokens: int, chunk_context: int, decodes: int, kv_tokens: int) -> float:
+    def iteration_s(self, chunk_tokens: int, chunk_context: int, decodes: int, kv_tokens: float) -> float:
         """Seconds of an iteration with one prefill chunk (or none: 0 tokens) beside `decodes` requests over `kv_tokens`.
 
-        For several chunks pass their sum as `chunk_tokens` with context 0 and add `attention_s` of each but for its tokens'
-        own pairs; `batch_s` does that.
+        `chunk_context` is what the chunk's own prompt has in the cache already. For several chunks there is `batch_s`.
         """
         n = decodes + chunk_tokens
         linear = self.weights_s + self.weights_per_token_s * n
@@ -73,17 +75,28 @@ class LatencyModel:
             _largest_root(pair, slope + self.weights_per_token_s, rest - self.weights_s - self.weights_per_token_s * decodes),
             _largest_root(pair, slope + self.gemm_per_token_s, rest - self.gemm_s - self.gemm_per_token_s * decodes),
         )
-        return int(tokens + 1e-9) if tokens >= 1.0 else 0
+        whole = int(tokens + _NEAR)
+        if whole < 1:
+            return 0
+        # On the very edge rounding decides; ask the law itself, so that the answer is its exact inverse.
+        if abs(tokens - whole) < _NEAR and self.iteration_s(whole, chunk_context, decodes, kv_tokens) > budget_s:
+            return whole - 1
+        return whole
 
     def decodes_max(self, budget_s: float, kv_tokens_each: float) -> int:
         """The largest pure-decode batch, each request with `kv_tokens_each` in the cache, that takes at most `budget_s`."""
         rest = budget_s - self.fixed_s
         each = self.per_decode_s + self.per_kv_token_s * kv_tokens_each
         batch = min(
-            (rest - self.weights_s) / (self.weights_per_token_s + each),
-            (rest - self.gemm_s) / (self.gemm_per_token_s + each),
+            _largest_root(0.0, self.weights_per_token_s + each, rest - self.weights_s),
+            _largest_root(0.0, self.gemm_per_token_s + each, rest - self.gemm_s),
         )
-        return int(batch + 1e-9) if batch >= 1.0 else 0
+        whole = int(batch + _NEAR)
+        if whole < 1:
+            return 0
+        if abs(batch - whole) < _NEAR and self.iteration_s(0, 0, whole, kv_tokens_each * whole) > budget_s:
+            return whole - 1
+        return whole
 
     def prefill_s(self, prompt_tokens: int, context: int, batch_tokens: int, decodes: int, kv_tokens: int) -> float:
         """Seconds to prefill `prompt_tokens` behind `context` in iterations of `batch_tokens` shared with `decodes`.
