@@ -1,0 +1,256 @@
+"""The admin listener: /metrics, /fleet, probes, the last decisions, the live page, and the door through which the operator
+hands over the fleet. A separate port, loopback by default, on the gateway's own event loop; served by `multislo router`.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Protocol
+
+from aiohttp import web
+from multislo_api.fleet import FleetSnapshot, InstanceList
+from multislo_api.problems import path_text, shown
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import CollectorRegistry
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from multislo_router.core.decisions import Decision
+from multislo_router.core.status import CoreStatus, Histogram
+from multislo_router.shell.exposition import exposition
+from multislo_router.shell.metrics import LAG_EDGES, Scrape
+from multislo_router.shell.snapshot import fleet_snapshot
+
+BODY_BYTES_MAX = 16 * 2**20
+"""Of PUT /instances: a fleet of 10,000 is about 2 MB."""
+DECISIONS_SHOWN = 100
+"""Decisions in an answer of /debug/decisions that names no number."""
+PROBLEMS_SHOWN = 20
+"""Mistakes named in a 400: more help nobody, and the answer to a large bad body stays small."""
+LAG_SAMPLE_S = 0.1
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
+"""The live page loads nothing from anywhere and talks to its own router only."""
+
+
+class Core(Protocol):
+    def status(self, now: float) -> CoreStatus: ...
+
+
+class Routing(Protocol):
+    """What the admin listener asks of the gateway."""
+
+    @property
+    def core(self) -> Core: ...
+    @property
+    def decision_seconds(self) -> Histogram: ...
+    @property
+    def closing(self) -> bool: ...
+    @property
+    def recent_decisions(self) -> Iterable[tuple[float, Decision]]:
+        """Unix time and decision, oldest first."""
+        ...
+
+    def set_fleet(self, fleet: InstanceList) -> None: ...
+    def instance_url(self, id: str) -> str: ...
+
+
+@dataclass(slots=True)
+class Admin:
+    """The listener's handlers and what they answer from."""
+
+    routing: Routing
+    model: str
+    placement: str
+    clock: Callable[[], float] = time.monotonic
+    """The clock of the core's events."""
+    loop_lag: Histogram = field(default_factory=lambda: Histogram(LAG_EDGES))
+    started: float = field(init=False)
+    process: CollectorRegistry = field(init=False)
+    page: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+        self.process = CollectorRegistry()
+        ProcessCollector(registry=self.process)
+        PlatformCollector(registry=self.process)
+        GCCollector(registry=self.process)
+        self.page = files("multislo_router.shell.page").joinpath("index.html").read_bytes()
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app.add_routes(
+            [
+                web.get("/", self.get_page),
+                web.get("/metrics", self.get_metrics),
+                web.get("/fleet", self.get_fleet),
+                web.get("/healthz", self.get_health),
+                web.get("/readyz", self.get_readiness),
+                web.get("/debug/decisions", self.get_decisions),
+                web.put("/instances", self.put_instances),
+            ]
+        )
+        app.cleanup_ctx.append(self._watch_loop)
+        return app
+
+    def snapshot(self) -> FleetSnapshot:
+        now = self.clock()
+        return fleet_snapshot(
+            self.routing.core.status(now),
+            url_of=self.routing.instance_url,
+            at=time.time(),
+            uptime_s=now - self.started,
+            model=self.model,
+            placement=self.placement,
+        )
+
+    async def get_page(self, request: web.Request) -> web.Response:
+        headers = {
+            "Content-Security-Policy": PAGE_POLICY,
+            "Cache-Control": "no-cache",
+            "Referrer-Policy": "no-referrer",
+        }
+        return web.Response(body=self.page, content_type="text/html", charset="utf-8", headers=headers)
+
+    async def get_metrics(self, request: web.Request) -> web.StreamResponse:
+        now = self.clock()
+        scrape = Scrape(
+            status=self.routing.core.status(now),
+            uptime_s=now - self.started,
+            version=version("multislo"),
+            decision=self.routing.decision_seconds,
+            loop_lag=self.loop_lag,
+        )
+        text = b"".join([part async for part in exposition(scrape, self.process)])
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def get_fleet(self, request: web.Request) -> web.Response:
+        body = self.snapshot().model_dump_json().encode()
+        return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+    async def get_health(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def get_readiness(self, request: web.Request) -> web.Response:
+        if self.routing.closing:
+            return web.Response(status=503, text="shutting down\n")
+        ready = sum(1 for i in self.routing.core.status(self.clock()).instances if i.state == "ready")
+        if not ready:
+            return web.Response(status=503, text="no instance is ready\n")
+        return web.Response(text=f"ok, {ready} ready\n")
+
+    async def get_decisions(self, request: web.Request) -> web.Response:
+        text = request.query.get("n", str(DECISIONS_SHOWN))
+        if not text.isascii() or not text.isdigit() or int(text) < 1:
+            return _bad([Problem("n", text, "a whole number from 1 on")])
+        recent = list(self.routing.recent_decisions)[-int(text) :]
+        return web.json_response(
+            {"decisions": [{"at": at, "decision": type(made).__name__, **asdict(made)} for at, made in recent]}
+        )
+
+    async def put_instances(self, request: web.Request) -> web.Response:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return _error(413, f"the body is longer than {BODY_BYTES_MAX} bytes", [])
+        try:
+            fleet = InstanceList.model_validate_json(body)
+        except ValidationError as error:
+            return _bad([_problem(detail) for detail in error.errors(include_url=False)])
+        tiers = [tier.name for tier in self.routing.core.status(self.clock()).tiers]
+        problems = _fleet_problems(fleet, tiers)
+        if problems:
+            return _bad(problems)
+        self.routing.set_fleet(fleet)
+        return web.json_response({"instances": len(fleet.instances)})
+
+    async def _watch_loop(self, app: web.Application) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(_measure_lag(self.loop_lag))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in what a client sent."""
+
+    path: str
+    value: object
+    legal: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {shown(self.value)} must be {self.legal}"
+
+
+async def _measure_lag(lag: Histogram) -> None:
+    while True:
+        due = time.monotonic() + LAG_SAMPLE_S
+        await asyncio.sleep(LAG_SAMPLE_S)
+        lag.observe(max(0.0, time.monotonic() - due))
+
+
+def _fleet_problems(fleet: InstanceList, tiers: list[str]) -> list[Problem]:
+    legal = f"one of {', '.join(tiers)}, or null for the warm pool"
+    problems = [
+        Problem(f"instances[{index}].tier", entry.tier, legal)
+        for index, entry in enumerate(fleet.instances)
+        if entry.tier is not None and entry.tier not in tiers
+    ]
+    for name in ("id", "url"):
+        times = Counter(getattr(entry, name) for entry in fleet.instances)
+        problems += [
+            Problem(f"instances[{index}].{name}", value, f"unique, and stands {times[value]} times in the list")
+            for index, entry in enumerate(fleet.instances)
+            if times[value := getattr(entry, name)] > 1
+        ]
+    return problems
+
+
+# What pydantic's errors mean in the words that the rest of the router uses; others keep pydantic's own.
+_LEGAL = {
+    "missing": "given",
+    "extra_forbidden": "absent: there is no such field",
+    "json_invalid": "JSON: {error}",
+    "string_type": "a string",
+    "string_too_short": "at least {min_length} long",
+    "string_too_long": "at most {max_length} long",
+    "string_pattern_mismatch": "like {pattern}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "greater_than_equal": "at least {ge}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    legal = _LEGAL.get(detail["type"])
+    value = None if detail["type"] == "missing" else detail["input"]
+    return Problem(
+        path_text(detail["loc"]) or "body", value, legal.format(**detail.get("ctx", {})) if legal else detail["msg"]
+    )
+
+
+def _bad(problems: list[Problem]) -> web.Response:
+    shown = problems[:PROBLEMS_SHOWN]
+    message = "; ".join(map(str, shown))
+    if len(problems) > len(shown):
+        message += f"; and {len(problems) - len(shown)} more"
+    return _error(400, message, shown)
+
+
+def _error(status: int, message: str, problems: list[Problem]) -> web.Response:
+    listed = [{"path": p.path, "value": shown(p.value), "legal": p.legal} for p in problems]
+    return web.json_response({"error": {"message": message, "problems": listed}}, status=status)

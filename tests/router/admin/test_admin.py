@@ -1,0 +1,184 @@
+"""The admin listener over real HTTP, with the real core behind it."""
+
+import asyncio
+from io import BytesIO
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestServer
+from multislo_api.fleet import FleetSnapshot
+
+
+async def asked(server: TestServer, method: str, path: str, **body: Any) -> tuple[int, Any]:
+    async with ClientSession() as session, session.request(method, server.make_url(path), **body) as answer:
+        return answer.status, await (answer.json() if answer.content_type == "application/json" else answer.text())
+
+
+def entry(**fields: Any) -> dict[str, Any]:
+    return {"id": "i-0", "url": "http://127.0.0.1:8100", "tier": "batch"} | fields
+
+
+async def problems(server: TestServer, body: Any) -> list[tuple[str, str, str]]:
+    status, answer = await asked(server, "PUT", "/instances", json=body)
+    assert status == 400
+    found = [(p["path"], p["value"], p["legal"]) for p in answer["error"]["problems"]]
+    assert all(path in answer["error"]["message"] for path, _, _ in found)
+    return found
+
+
+async def test_the_fleet_is_told_as_the_core_believes_it(served: TestServer) -> None:
+    status, body = await asked(served, "GET", "/fleet")
+    assert status == 200
+    fleet = FleetSnapshot.model_validate(body)
+    assert [tier.name for tier in fleet.tiers] == ["realtime", "interactive", "batch"]
+    by_id = {instance.id: instance for instance in fleet.instances}
+    assert {i.id: i.state for i in fleet.instances if i.state != "ready"} == {
+        "interactive-2": "starting",
+        "batch-1": "draining",
+        "batch-2": "failed",
+    }
+    assert by_id["realtime-0"].url == "http://127.0.0.1:8100"
+    assert by_id["spare-0"].tier is None
+    interactive = fleet.tiers[1]
+    assert (interactive.requests_met, interactive.requests_missed) == (11, 1)
+    assert interactive.attainment == pytest.approx(11 / 12)
+    assert (fleet.model, fleet.placement, fleet.generation) == ("llama", "Pack", 1)
+
+
+async def test_a_fleet_that_is_put_is_the_fleet_that_is_told(fresh: TestServer) -> None:
+    put = [entry(), entry(id="i-1", url="http://127.0.0.1:8101", tier=None, state="starting")]
+    assert (await asked(fresh, "PUT", "/instances", json={"instances": put}))[0] == 200
+    _, body = await asked(fresh, "GET", "/fleet")
+    assert [(i["id"], i["tier"], i["state"]) for i in body["instances"]] == [
+        ("i-0", "batch", "ready"),
+        ("i-1", None, "starting"),
+    ]
+    assert (await asked(fresh, "PUT", "/instances", json={"instances": []}))[0] == 200
+    _, body = await asked(fresh, "GET", "/fleet")
+    assert body["instances"] == []
+    assert body["generation"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"tier": "fast"},
+            ("instances[0].tier", '"fast"', "one of realtime, interactive, batch, or null for the warm pool"),
+        ),
+        ({"state": "gone"}, ("instances[0].state", '"gone"', "'starting', 'ready' or 'draining'")),
+        ({"url": "ftp://x"}, ("instances[0].url", '"ftp://x"', "like ^http://[^/ ]+$")),
+        ({"epoch": -1}, ("instances[0].epoch", "-1", "at least 0")),
+        ({"id": ""}, ("instances[0].id", '""', "at least 1 long")),
+        ({"Tier": "batch"}, ("instances[0].Tier", '"batch"', "absent: there is no such field")),
+    ],
+)
+async def test_a_wrong_field_is_named_with_its_value_and_what_is_legal(
+    fresh: TestServer, change: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    assert await problems(fresh, {"instances": [entry(**change)]}) == [expected]
+
+
+async def test_all_mistakes_are_named_at_once_and_nothing_is_changed(fresh: TestServer) -> None:
+    found = await problems(fresh, {"instances": [entry(tier="a"), entry(tier="b", id="i-1", url="http://127.0.0.1:1")]})
+    assert [path for path, _, _ in found] == ["instances[0].tier", "instances[1].tier"]
+    _, body = await asked(fresh, "GET", "/fleet")
+    assert body["generation"] == 0
+
+
+async def test_two_instances_with_one_id_or_one_url_are_refused(fresh: TestServer) -> None:
+    found = await problems(fresh, {"instances": [entry(), entry()]})
+    assert [path for path, _, _ in found] == [
+        "instances[0].id",
+        "instances[1].id",
+        "instances[0].url",
+        "instances[1].url",
+    ]
+    assert "stands 2 times" in found[0][2]
+
+
+async def test_a_body_that_is_no_json_is_refused(fresh: TestServer) -> None:
+    status, answer = await asked(fresh, "PUT", "/instances", data=b"{instances")
+    assert status == 400
+    assert "must be JSON" in answer["error"]["message"]
+    assert await problems(fresh, []) == [("body", "[]", "an object")]
+    assert await problems(fresh, {}) == [("instances", "null", "given")]
+
+
+async def test_a_version_of_the_list_that_is_not_known_is_refused(fresh: TestServer) -> None:
+    assert await problems(fresh, {"version": 2, "instances": []}) == [("version", "2", "1")]
+
+
+async def test_a_list_of_mistakes_stays_short(fresh: TestServer) -> None:
+    body = {"instances": [entry(id=f"i-{n}", url=f"http://127.0.0.1:{n}", tier="no") for n in range(1, 500)]}
+    status, answer = await asked(fresh, "PUT", "/instances", json=body)
+    assert status == 400
+    assert len(answer["error"]["problems"]) == 20
+    assert answer["error"]["message"].endswith("; and 479 more")
+
+
+async def test_a_body_without_end_is_cut_off(fresh: TestServer) -> None:
+    status, answer = await asked(fresh, "PUT", "/instances", data=BytesIO(b" " * (17 * 2**20)))
+    assert status == 413
+    assert "longer than 16777216 bytes" in answer["error"]["message"]
+
+
+async def test_the_router_is_alive_from_its_start_and_ready_with_its_first_ready_instance(fresh: TestServer) -> None:
+    assert (await asked(fresh, "GET", "/healthz"))[0] == 200
+    assert await asked(fresh, "GET", "/readyz") == (503, "no instance is ready\n")
+    await asked(fresh, "PUT", "/instances", json={"instances": [entry(state="starting")]})
+    assert (await asked(fresh, "GET", "/readyz"))[0] == 503
+    await asked(fresh, "PUT", "/instances", json={"instances": [entry()]})
+    assert await asked(fresh, "GET", "/readyz") == (200, "ok, 1 ready\n")
+
+
+async def test_a_router_that_shuts_down_is_alive_but_not_ready(served: TestServer, busy: Any) -> None:
+    busy.closing = True
+    assert await asked(served, "GET", "/readyz") == (503, "shutting down\n")
+    assert (await asked(served, "GET", "/healthz"))[0] == 200
+
+
+async def test_the_last_decisions_are_told_with_their_terms(served: TestServer, busy: Any) -> None:
+    status, body = await asked(served, "GET", "/debug/decisions?n=3")
+    assert status == 200
+    assert len(body["decisions"]) == 3
+    last, (at, made) = body["decisions"][-1], busy.recent_decisions[-1]
+    assert (last["decision"], last["at"], last["request"]) == (type(made).__name__, at, made.request)
+    placed = next(
+        d for d in (await asked(served, "GET", "/debug/decisions"))[1]["decisions"] if d["decision"] == "Place"
+    )
+    assert {
+        "instance",
+        "tier",
+        "kind",
+        "ttft_predicted_s",
+        "iteration_predicted_s",
+        "room_s",
+        "reason",
+    } <= placed.keys()
+
+
+@pytest.mark.parametrize("n", ["0", "-3", "x", ""])
+async def test_a_wrong_number_of_decisions_is_refused(served: TestServer, n: str) -> None:
+    status, answer = await asked(served, "GET", f"/debug/decisions?n={n}")
+    assert status == 400
+    assert answer["error"]["problems"][0]["path"] == "n"
+
+
+async def test_the_event_loops_lag_is_sampled_while_the_listener_runs(served: TestServer) -> None:
+    for _ in range(100):
+        _, text = await asked(served, "GET", "/metrics")
+        if "multislo_event_loop_lag_seconds_count 0.0" not in text:
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("no lag was sampled in ten seconds")
+
+
+async def test_the_page_may_load_nothing_from_elsewhere(served: TestServer) -> None:
+    async with ClientSession() as session, session.get(served.make_url("/")) as answer:
+        assert answer.content_type == "text/html"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        text = await answer.text()
+    assert "https://" not in text
+    assert "src=" not in text
