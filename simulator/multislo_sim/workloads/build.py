@@ -11,15 +11,16 @@ ARRIVALS_SEED = 0x5EED_0001
 def built_in(
     name: str, duration_s: float, seed: int, rate_factor: float = 1.0, curve: Curve | None = None
 ) -> list[Request]:
-    """A shape's lengths at its own rate times `rate_factor`, or along `curve`, which then gives rate and duration."""
+    """A shape's lengths, arriving with its own variation at its own rate times `rate_factor`; or as Poisson along `curve`."""
     shape = shape_named(name)
+    cv = 1.0 if curve else shape.arrival_cv
     if curve is None:
         if not duration_s > 0.0:
             raise WorkloadInvalid(f"duration: {duration_s} s must be greater than 0")
         if not rate_factor > 0.0:
             raise WorkloadInvalid(f"rate factor: {rate_factor} must be greater than 0")
         curve = steady(shape.rate * rate_factor, duration_s)
-    moments = stamps(curve, seed + ARRIVALS_SEED, shape.arrival_cv)
+    moments = stamps(curve, seed + ARRIVALS_SEED, cv)
     return with_arrivals(shaped_lengths(shape, max(1, len(moments)), seed), moments)
 
 

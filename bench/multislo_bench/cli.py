@@ -1,0 +1,248 @@
+"""`multislo replay`, `multislo demo` and `multislo bench`: the measuring instruments' command lines."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from multislo_bench import options
+from multislo_bench.options import Wanted
+from multislo_bench.record import Outcome
+from multislo_bench.replay import Limits, Replayed, ReplayImpossible, Target, served_model
+from multislo_bench.replay import Progress as Moment
+from multislo_bench.replay import replay as send_all
+from multislo_bench.report import Window, report
+from multislo_bench.tables import print_report
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Range(click.ParamType[tuple[int, int]]):
+    """`LOW-HIGH`, or one number for both."""
+
+    name = "LOW-HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        low, _, high = str(value).partition("-")
+        try:
+            return int(low), int(high or low)
+        except ValueError:
+            self.fail(f"{value!r} must be LOW-HIGH, such as 100-2000", param, ctx)
+
+
+class _Floats(click.ParamType[tuple[float, ...]]):
+    """A fixed number of numbers between slashes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._count = name.count("/") + 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).split("/"))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != self._count or not all(0.0 <= number < 1e9 for number in numbers):
+            self.fail(f"{value!r} must be {self.name}, numbers of at least 0", param, ctx)
+        return numbers
+
+
+POSITIVE = click.FloatRange(min=0.0, min_open=True, max=1e9)
+NOT_NEGATIVE = click.FloatRange(min=0.0, max=1e9)
+
+
+@click.command(
+    "replay",
+    epilog="Example: multislo replay --url http://127.0.0.1:8000 --workload azure-like --rate-factor 3 "
+    "--tiers realtime=0.1:300ms/20ms,batch=0.9:1s/100ms --duration 120 --json out.json --png out.png",
+)
+@click.option("--url", required=True, help="Any OpenAI-compatible server, such as http://127.0.0.1:8000.")
+@click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL.")
+@click.option("--workload", type=click.Choice(options.WORKLOADS), help="A built-in workload instead of a trace.")
+@click.option("--prompt-tokens", type=_Range(), default="100-2000", show_default=True, help="Of --workload uniform.")
+@click.option("--output-tokens", type=_Range(), default="50-400", show_default=True, help="Of --workload uniform.")
+@click.option(
+    "--rate-factor",
+    type=POSITIVE,
+    default=1.0,
+    show_default=True,
+    help="The workload's own arrivals, this much denser.",
+)
+@click.option("--rate", type=POSITIVE, help="Poisson arrivals at so many requests a second instead.")
+@click.option("--peak", type=POSITIVE, help="From --rate up to this rate and down again, once.")
+@click.option(
+    "--burst", type=_Floats("FACTOR/EVERY_S/LENGTH_S"), help="--rate times FACTOR for LENGTH_S in each EVERY_S."
+)
+@click.option("--duration", "duration_s", type=POSITIVE, default=120.0, show_default=True, help="Seconds of arrivals.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Same seed, same requests.")
+@click.option("--tiers", help="NAME=SHARE[:TTFT/TPOT],... such as realtime=0.1:300ms/20ms,batch=0.9:1s/100ms.")
+@click.option(
+    "-f", "--manifest", type=FILE, help="Takes tiers, or the SLOs of --tiers, from a MultiSLOServing manifest."
+)
+@click.option("--invert-mix", type=_Floats("FROM_S/TO_S"), help="Turn the tiers' shares round between two times.")
+@click.option("--slo", help="TTFT/TPOT of every request, sent as headers, where there are no tiers.")
+@click.option("--slo-classes", type=click.Choice(["polyserve"]), help="Each request brings an SLO of PolyServe's mix.")
+@click.option("--profile", help="Latency profile for --slo-classes: a shipped name or a path.")
+@click.option("--model", help="Default: the first that the server lists.")
+@click.option("--chat", is_flag=True, help="Use /v1/chat/completions (default: /v1/completions).")
+@click.option("--token-ids", is_flag=True, help="Prompts as lists of token ids: exact lengths on a real engine.")
+@click.option("--api-key-file", type=FILE, help="File with the bearer key.")
+@click.option("--warmup", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Seconds at the start not counted.")
+@click.option(
+    "--cooldown", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Seconds of arrivals at the end not counted."
+)
+@click.option(
+    "--drain",
+    type=NOT_NEGATIVE,
+    default=60.0,
+    show_default=True,
+    help="Wait so long for answers after the last arrival.",
+)
+@click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Seconds of one request.")
+@click.option("--max-in-flight", type=click.IntRange(1, 60_000), default=4096, show_default=True)
+@click.option("--max-requests", type=click.IntRange(1, 10_000_000), default=1_000_000, show_default=True)
+@click.option("--allow-short", is_flag=True, help="An answer shorter than asked for is complete (no ignore_eos there).")
+@click.option(
+    "--require", type=click.FloatRange(0.0, 1.0), help="Exit 1 if a tier's attainment is less than this share."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write the report; - for stdout."
+)
+@click.option("--png", "png_file", type=FILE, help="Plot attainment over time, TTFT and TPOT against the SLO.")
+def replay(url: str, **given: Any) -> None:
+    """Replay a trace against any OpenAI URL, open loop, and report per tier.
+
+    Arrivals never wait for answers. Each request asks for exactly the workload's prompt and output lengths. Token i is due at
+    sending + TTFT + i x TPOT; a request attains its SLO if every token is in time. Refused, failed and unfinished ones are
+    missed. The client's own delay is measured and printed.
+    """
+    err = Console(stderr=True)
+    tiers = options.parse_tiers(given["tiers"], given["manifest"])
+    wanted = Wanted(
+        trace=given["trace"],
+        workload=given["workload"],
+        prompt_range=given["prompt_tokens"],
+        output_range=given["output_tokens"],
+        rate_factor=given["rate_factor"],
+        rate=given["rate"],
+        peak=given["peak"],
+        burst=given["burst"],
+        duration_s=given["duration_s"],
+        seed=given["seed"],
+        tiers=tiers,
+        invert=given["invert_mix"],
+        slo_classes=given["slo_classes"],
+        profile=given["profile"],
+        requests_max=given["max_requests"],
+    )
+    requests, notes = options.build(wanted)
+    own_slo = given["slo_classes"] is not None
+    if given["slo"]:
+        if tiers or own_slo:
+            raise click.UsageError("--slo is for requests without tiers; give a tier's SLO in --tiers")
+        ttft_s, tpot_s = options.parse_slo(given["slo"])
+        requests = [changed(request, ttft_s=ttft_s, tpot_s=tpot_s) for request in requests]
+        own_slo = True
+    last_s = min(given["duration_s"], requests[-1].at_s + 1e-6)
+    window = Window(given["warmup"], last_s - given["cooldown"])
+    if window.seconds <= 0.0:
+        raise click.UsageError(f"--warmup and --cooldown leave nothing of the {last_s:.1f} s of arrivals")
+    for note in notes:
+        err.print(note, style="yellow", highlight=False)
+    limits = Limits(given["max_in_flight"], given["timeout"], given["drain"])
+    key = _api_key(given["api_key_file"])
+    try:
+        model = given["model"] or uvloop.run(served_model(url, key))
+        target = Target(url, model, key, given["chat"], given["token_ids"], own_slo)
+        done = run_with_progress(
+            err,
+            f"replaying {len(requests)} requests",
+            last_s,
+            lambda show, stop: send_all(requests, target, limits, given["seed"], show, stop),
+        )
+    except (ReplayImpossible, ValueError) as error:
+        err.print(f"error: {error}", style="red", highlight=False)
+        sys.exit(1)
+    if given["allow_short"]:
+        for record in done.records:
+            if record.outcome is Outcome.TRUNCATED:
+                record.outcome = Outcome.COMPLETED
+    result = report(done.records, done.timing, window)
+    to_stdout = str(given["json_file"]) == "-"
+    name = given["trace"].name if given["trace"] else given["workload"]
+    print_report(err if to_stdout else Console(), result, f"{name} against {url}")
+    document = {"url": url, "workload": name, "seed": given["seed"], "started_unix_s": done.started_unix_s}
+    if given["json_file"]:
+        text = json.dumps(document | result.document(), indent=2)
+        if to_stdout:
+            click.echo(text)
+        else:
+            given["json_file"].write_text(text + "\n", encoding="utf-8")
+    if given["png_file"]:
+        # matplotlib takes half a second to import: only where a picture is asked for.
+        from multislo_bench.plots import save_plot
+
+        save_plot(given["png_file"], done.records, window, f"{name} against {url}")
+    required = given["require"]
+    if required is not None and any((tier.attainment or 0.0) < required for tier in result.tiers.values()):
+        sys.exit(1)
+
+
+def _api_key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be read: {error.strerror}", param_hint="--api-key-file") from None
+
+
+def run_with_progress(
+    err: Console,
+    label: str,
+    last_s: float,
+    start: Callable[[Callable[[Moment], None], asyncio.Event], Any],
+) -> Replayed:
+    """Runs a replay under uvloop with a progress bar on stderr; Ctrl-C stops sending, a second one gives up."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+        console=err,
+        # A refresh takes a millisecond of the very loop that stamps tokens: it is done in the sweep, four times a second.
+        auto_refresh=False,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+    async def run() -> Replayed:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            stop.set()
+            loop.remove_signal_handler(signal.SIGINT)
+
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+        task = bar.add_task(label, total=last_s, state="")
+
+        def show(moment: Moment) -> None:
+            state = f"{moment.sent} sent, {moment.in_flight} in flight"
+            bar.update(task, completed=min(moment.elapsed_s, last_s), state=state)
+            bar.refresh()
+
+        done: Replayed = await start(show, stop)
+        return done
+
+    with bar:
+        return uvloop.run(run())
