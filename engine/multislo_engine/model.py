@@ -87,6 +87,7 @@ class EngineModel:
         self.prefill_tokens = 0
         """Prompt tokens computed so far, recomputation included."""
         self.decode_tokens = 0
+        self.output_tokens = 0
         self._latency = latency
         self._jitter = jitter
         self._blocks_max = config.kv_tokens_max // config.block_tokens
@@ -250,6 +251,7 @@ class EngineModel:
                 self._short.append(job)
         view.decode_kv_tokens += len(decodes)
         self.decode_tokens += len(decodes)
+        self.output_tokens += len(decodes)
         if finished:
             view.decodes = [job for job in view.decodes if job.blocks]
         for job, chunk in plan.chunks:
@@ -264,6 +266,7 @@ class EngineModel:
         view.prefills.remove(job)
         index = job.produced
         job.produced = index + 1
+        self.output_tokens += 1
         finished = job.produced == job.output_tokens
         tokens.append(EngineToken(job.id, index, at, finished))
         if finished:

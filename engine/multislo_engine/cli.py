@@ -1,0 +1,106 @@
+"""`multislo emulate`: the command line of the emulated engine. Its flags are vLLM's where vLLM has them."""
+
+import sys
+
+import click
+from multislo_perf.profile import ProfileInvalid, load_profile
+
+from multislo_engine.emulator.config import BLOCK_TOKENS, EmulatorConfig
+from multislo_engine.planners import PLANNERS
+
+MODEL_LEN_DEFAULT = 131_072
+"""Tokens of prompt and output together where neither the flag nor the KV cache says less."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--profile", "profile_name", required=True, metavar="NAME|PATH", help="Latency profile of the engine.")
+@click.option("--model", required=True, help="Name of the model.")
+@click.option("--served-name", multiple=True, help="What clients call the model instead; may be repeated.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--scheduler", type=click.Choice(PLANNERS), default="fcfs", help="Who plans the batches: vLLM, or our planner."
+)
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), default=8192, help="Tokens of an iteration at most.")
+@click.option("--max-num-seqs", type=click.IntRange(1), default=1024, help="Requests running at once at most.")
+@click.option(
+    "--max-model-len", type=click.IntRange(2), help="Tokens of a request.  [default: the KV cache, at most 131072]"
+)
+@click.option("--kv-tokens", type=click.IntRange(BLOCK_TOKENS), help="Tokens of KV cache.  [default: the profile's]")
+@click.option("--max-num-queued-reqs", type=click.IntRange(1), help="Waiting requests before 503.  [default: no limit]")
+@click.option("--slow-down", type=click.FloatRange(0, min_open=True), default=1.0, help="Times the profile's time.")
+@click.option(
+    "--jitter", type=click.FloatRange(0, 2), default=0.0, help="Spread of iteration times (sigma of the log)."
+)
+@click.option("--seed", type=int, default=0, help="For jitter and for output lengths that clients leave open.")
+@click.option("--startup", type=click.FloatRange(0), default=0.0, help="Seconds before it listens.")
+@click.option(
+    "--shutdown-timeout",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Seconds that requests in flight may take after SIGTERM; 0 aborts them.",
+)
+@click.option("--parent-pid", type=click.IntRange(1), help="End when this process is gone.")
+def emulate(
+    profile_name: str,
+    model: str,
+    served_name: tuple[str, ...],
+    host: str,
+    port: int,
+    scheduler: str,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    max_model_len: int | None,
+    kv_tokens: int | None,
+    max_num_queued_reqs: int | None,
+    slow_down: float,
+    jitter: float,
+    seed: int,
+    startup: float,
+    shutdown_timeout: float,
+    parent_pid: int | None,
+) -> None:
+    """Serve an emulated vLLM engine: its HTTP, and its timing by a latency profile. No GPU, no model.
+
+    \b
+    Example:
+      multislo emulate --profile llama-3.1-8b-h200-tp1 --model llama-3.1-8b --port 8001
+      curl -N localhost:8001/v1/completions -d '{"model": "llama-3.1-8b", "prompt": "tok tok", "max_tokens": 9, "stream": true}'
+    """
+    try:
+        profile = load_profile(profile_name)
+    except ProfileInvalid as error:
+        raise click.BadParameter(str(error), param_hint="--profile") from None
+    kv_tokens_max = (kv_tokens or profile.kv_tokens_max) // BLOCK_TOKENS * BLOCK_TOKENS
+    length = max_model_len or min(MODEL_LEN_DEFAULT, kv_tokens_max)
+    if length > kv_tokens_max:
+        raise click.BadParameter(
+            f"{length} must be at most the KV cache, {kv_tokens_max} tokens: a request has to fit in it alone",
+            param_hint="--max-model-len",
+        )
+    config = EmulatorConfig(
+        latency=profile.latency.slower(slow_down),
+        belief=profile.latency,
+        model=model,
+        kv_tokens_max=kv_tokens_max,
+        max_model_len=length,
+        served_names=served_name,
+        batch_tokens=max_num_batched_tokens,
+        seqs_max=max_num_seqs,
+        scheduler=scheduler,
+        queue_max=max_num_queued_reqs,
+        jitter=jitter,
+        seed=seed,
+        host=host,
+        port=port,
+        startup_s=startup,
+        shutdown_timeout_s=shutdown_timeout,
+        parent_pid=parent_pid,
+    )
+    from multislo_engine.emulator.serve import run  # heavy: not for --help
+
+    try:
+        run(config)
+    except OSError as error:
+        click.echo(f"multislo emulate: cannot listen on {host}:{port}: {error.strerror or error}", err=True)
+        sys.exit(1)
