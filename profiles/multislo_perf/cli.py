@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -61,7 +62,8 @@ def list_profiles(as_json: bool) -> None:
 @profile.command()
 @click.argument("name_or_path")
 @click.option("--json", "as_json", is_flag=True, help="The profile and what tiers get of it, as JSON.")
-def show(name_or_path: str, as_json: bool) -> None:
+@click.option("--yaml", "as_yaml", is_flag=True, help="The profile's file, to start your own from.")
+def show(name_or_path: str, as_json: bool, as_yaml: bool) -> None:
     """Show a profile, by name or path, and what tiers of 20, 50 and 100 ms get of it.
 
     \b
@@ -70,6 +72,11 @@ def show(name_or_path: str, as_json: bool) -> None:
     """
     with _problems_told():
         document = load_document(name_or_path)
+    if as_json and as_yaml:
+        raise click.UsageError("--json and --yaml cannot go together")
+    if as_yaml:
+        click.echo(document.text(), nl=False)
+        return
     latency = document.latency.model()
     tiers = [_tier(latency, document.kv_tokens_max, tpot_s) for tpot_s in TPOT_SHOWN_S]
     if as_json:
@@ -158,6 +165,8 @@ def _show_tiers(tiers: list[dict[str, float]], latency: LatencyModel) -> None:
 @click.option("--name", help="Of the tables and of the profile.  [default: llama-3.1-8b-GPU-tp1]")
 @click.option("--model", help="What the engine loads.")
 @click.option("--accelerator", help="In words.")
+@click.option("--measured", help="What the tables are, measured on what and by whom; for the profile's source.")
+@click.option("--engine-version", help="Of the vLLM whose kernels were measured.")
 @click.option("--tensor-parallel", type=click.IntRange(1, 1024), help="GPUs of one engine.")
 @click.option("--memory-gb", type=click.FloatRange(1, 10_000), help="Of one GPU.")
 @click.option("--weights-gb", type=click.FloatRange(0, 10_000), help="Of the model.")
@@ -197,6 +206,7 @@ def fit(
     sources: Path,
     gpu: str,
     name: str | None,
+    engine_version: str | None,
     overhead_ms: float,
     startup_s: float,
     utilisation: float,
@@ -216,10 +226,13 @@ def fit(
     """
     from multislo_perf.fit import RECIPES, Assumptions, fit_profile
 
-    changes = {field: value for field, value in given.items() if value is not None}
+    recipe = RECIPES[gpu]
+    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     if name:
-        changes["tables"] = name
-    recipe = replace(RECIPES[gpu], **changes)  # type: ignore[arg-type]
+        changes = {"tables": name, "measured": f"Kernel tables {name}; nobody said where they came from.", **changes}
+    if engine_version:
+        changes["engine"] = recipe.engine.model_copy(update={"version": engine_version})
+    recipe = replace(recipe, **changes)
     assumed = Assumptions(
         overhead_ms=overhead_ms, startup_s=startup_s, memory_utilisation=utilisation, tokens_max=tokens_max, seed=seed
     )

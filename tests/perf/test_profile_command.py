@@ -37,6 +37,17 @@ def test_show_in_json_gives_the_profile_and_its_tiers() -> None:
     assert all(tier["decodesMax"] * 1024 <= shown["kvTokensMax"] for tier in shown["tiers"])
 
 
+def test_show_in_yaml_gives_a_file_to_start_from(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(_run("show", H100, "--yaml").stdout)
+    assert load_document(mine) == load_document(H100)
+    assert _run("show", str(mine)).exit_code == 0
+
+
+def test_show_in_two_formats_at_once_is_wrong_use() -> None:
+    assert _run("show", H100, "--yaml", "--json").exit_code == 2
+
+
 def test_show_says_of_a_derived_profile_that_its_error_is_unknown() -> None:
     assert "unknown: Derived by scaling, not measured" in " ".join(
         _run("show", "llama-3.1-8b-h100-third-tp1").stdout.split()
@@ -99,6 +110,18 @@ def test_fit_draws_predicted_against_measured(tmp_path: Path, kernel_tables: Pat
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
     assert "mean error" in shown.stderr
     assert shown.stdout.startswith("version: 1\nname: llama-3.1-8b-h200-tp1\n")
+
+
+def test_fit_of_other_tables_does_not_claim_the_shipped_ones_source(tmp_path: Path, kernel_tables: Path) -> None:
+    for table in kernel_tables.iterdir():
+        table.rename(table.with_name(table.name.replace("llama-3.1-8b-h200-tp1", "mine")))
+    arguments = ("fit", "--sources", str(kernel_tables), "--gpu", "h100", "--name", "mine", "--memory-gb", "48")
+    mine = tmp_path / "mine.yaml"
+    assert _run(*arguments, "--engine-version", "0.33", "--out", str(mine)).exit_code == 0
+    document = load_document(mine)
+    assert document.source.measured == "Kernel tables mine; nobody said where they came from."
+    assert document.engine.version == "0.33"
+    assert document.kv_tokens_max == 207_000
 
 
 def test_every_question_to_the_law_has_its_cost_measured() -> None:
