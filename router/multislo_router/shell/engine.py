@@ -1,0 +1,242 @@
+"""The router's side towards one engine server: a pool of kept connections, and the protocol that reads its answers. Owned by the
+gateway, used by exchanges."""
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING, cast
+
+from multislo_api.fleet import InstanceEntry
+
+from multislo_router.shell.response_head import EngineSpokeNonsense, ResponseBody, body_of, read_head
+from multislo_router.shell.settings import ShellSettings
+
+if TYPE_CHECKING:
+    from multislo_router.shell.exchange import Exchange
+
+KEEPALIVE_IDLE_S = 5
+"""A host that vanished without a word is found after 5 + 3 * 5 s."""
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_PROBES = 3
+UNACKNOWLEDGED_MAX_MS = 20_000
+
+
+class EngineInstance:
+    """One engine server: where it is, whether it failed, and its connections."""
+
+    __slots__ = (
+        "_connecting",
+        "_idle",
+        "_settings",
+        "entry",
+        "failed",
+        "host",
+        "host_line",
+        "id_bytes",
+        "passing",
+        "port",
+        "retired",
+    )
+
+    def __init__(self, entry: InstanceEntry, settings: ShellSettings) -> None:
+        self.entry = entry
+        authority = entry.url.removeprefix("http://")
+        host, colon, port = authority.rpartition(":")
+        self.host = (host if colon else authority).strip("[]")
+        self.port = int(port) if colon else 80
+        self.id_bytes = entry.id.encode()
+        self.host_line = b"host: " + authority.encode() + b"\r\n"
+        self.failed = asyncio.Event()
+        """Set from the first broken connection until a probe succeeds."""
+        self.retired = False
+        """The fleet no longer has it, or has restarted it: what runs may end, nothing is kept."""
+        self.passing = 0
+        """Requests under way that the core does not know; a drain waits for them too."""
+        self._settings = settings
+        self._idle: list[EngineConnection] = []
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def send(self, exchange: "Exchange", *, fresh: bool = False) -> None:
+        """Sends the request now or once connected. `fresh`: on a new connection, because a kept one turned out to be dead."""
+        idle = self._idle
+        while idle and not fresh:
+            connection = idle.pop()
+            if not connection.transport.is_closing():
+                connection.send(exchange)
+                return
+        task = asyncio.get_running_loop().create_task(self._connect(exchange))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, exchange: "Exchange") -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: EngineConnection(self, self._settings), self.host, self.port
+                )
+        except (OSError, TimeoutError) as error:
+            if not exchange.over:
+                exchange.engine_lost(f"cannot connect: {error or 'timeout'}")
+            return
+        if exchange.over:
+            self.keep(connection)
+        else:
+            connection.send(exchange)
+
+    def keep(self, connection: "EngineConnection") -> None:
+        if self.retired or len(self._idle) >= self._settings.engine_idle_max:
+            connection.transport.close()
+        else:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+
+    def forget(self, connection: "EngineConnection") -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close_idle(self, before: float) -> None:
+        """Closes the connections that have been idle since `before` or longer: the oldest come first."""
+        idle = self._idle
+        count = 0
+        while count < len(idle) and idle[count].idle_since <= before:
+            count += 1
+        for connection in idle[:count]:
+            connection.transport.close()
+        del idle[:count]
+
+    def retire(self) -> None:
+        self.retired = True
+        self.close_idle(float("inf"))
+
+    async def close(self) -> None:
+        self.retire()
+        for task in self._connecting:
+            task.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to an engine; carries one exchange at a time."""
+
+    __slots__ = (
+        "_body",
+        "_head_held",
+        "_instance",
+        "_keep_alive",
+        "_settings",
+        "exchange",
+        "idle_since",
+        "reused",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, instance: EngineInstance, settings: ShellSettings) -> None:
+        self._instance = instance
+        self._settings = settings
+        self.exchange: Exchange | None = None
+        self.reused = False
+        """Not the first request on it: it may have died while idle."""
+        self.idle_since = 0.0
+        self._head_held = b""
+        self._body: ResponseBody | None = None
+        self._keep_alive = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+            ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+            ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+            ("TCP_USER_TIMEOUT", UNACKNOWLEDGED_MAX_MS),
+        ):
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def send(self, exchange: "Exchange") -> None:
+        self.exchange = exchange
+        exchange.connection = self
+        self.transport.write(exchange.wire())
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            # Nothing was asked: whatever comes must never be taken for the next request's answer.
+            self._instance.forget(self)
+            self.transport.abort()
+            return
+        try:
+            body = self._body
+            if body is None:
+                if self._head_held:
+                    data = self._head_held + data
+                end = data.find(b"\r\n\r\n")
+                if end < 0:
+                    self._hold_head(data)
+                    return
+                head = read_head(data[: end + 2])
+                if head.status < 200:
+                    raise EngineSpokeNonsense(f"status {head.status}")
+                body = self._body = body_of(head, exchange.head.method, self._settings.engine_abort_bytes)
+                self._keep_alive = head.keep_alive and exchange.head.method != b"HEAD"
+                if not exchange.head_received(head, body):
+                    return
+                data = data[end + 4 :]
+                if not data and not body.done:
+                    return
+            relayed = body.feed(data) if data else b""
+        except EngineSpokeNonsense as error:
+            self._lose(str(error))
+            return
+        exchange.body_received(relayed, body)
+
+    def _hold_head(self, data: bytes) -> None:
+        if len(data) > self._settings.response_head_max_bytes:
+            raise EngineSpokeNonsense("endless response head")
+        self._head_held = data
+
+    def _lose(self, why: str) -> None:
+        exchange, self.exchange = self.exchange, None
+        self.transport.abort()
+        if exchange is not None:
+            exchange.connection = None
+            exchange.engine_lost(why)
+
+    def release(self) -> None:
+        """The answer is complete: the connection is free for the next request."""
+        self.exchange = None
+        self.reused = True
+        self._body = None
+        self._head_held = b""
+        if self._keep_alive and not self.transport.is_closing():
+            self.transport.resume_reading()
+            self._instance.keep(self)
+        else:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """The exchange is over before its answer is: a closed connection tells the engine to stop generating."""
+        self.exchange = None
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            self._instance.forget(self)
+            return
+        exchange.connection = None
+        body = self._body
+        if body is not None and body.ends_with_connection and exc is None:
+            body.pieces = []
+            body.done = True
+            exchange.body_received(b"", body)
+        elif self.reused and body is None and not self._head_held:
+            # It died while it was kept, or just as it was taken: that says nothing of the engine.
+            self._instance.send(exchange, fresh=True)
+        else:
+            exchange.engine_lost(f"connection lost: {exc or 'closed by the engine'}")

@@ -1,0 +1,175 @@
+"""What the data path answers when it cannot serve: the reasons, who is at fault, and the bytes. Used by every module of the shell.
+
+    Fault                          the one exception: a request is answered with an error, and its raiser must stop
+    |-- the client's   400 malformed, invalid_json, invalid_field, invalid_slo, unknown_tier, too_long
+    |                  401 unauthorized    404 unknown_model    405 method_not_allowed
+    |                  408 timeout         413 body_too_large   417 expectation_failed   431 head_too_large
+    |-- the fleet's    429 deadline, queue_full                 (right now it has too little room)
+    |                  503 no_instance
+    |-- the engine's   502 engine_failed   504 engine_silent
+    `-- ours           500 internal        503 shutting_down, connections_full
+
+An engine that fails is no exception but an event for the core, which answers with a decision.
+"""
+
+import json
+import math
+from enum import StrEnum
+
+from multislo_router.core.decisions import Cause, Refuse
+
+
+class Reason(StrEnum):
+    """Value of the `x-multislo-reason` header, for ever; the core's `Cause`s are among them."""
+
+    MALFORMED = "malformed"
+    INVALID_JSON = "invalid_json"
+    INVALID_FIELD = "invalid_field"
+    INVALID_SLO = "invalid_slo"
+    UNKNOWN_TIER = "unknown_tier"
+    TOO_LONG = "too_long"
+    UNAUTHORIZED = "unauthorized"
+    UNKNOWN_MODEL = "unknown_model"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    TIMEOUT = "timeout"
+    BODY_TOO_LARGE = "body_too_large"
+    EXPECTATION_FAILED = "expectation_failed"
+    HEAD_TOO_LARGE = "head_too_large"
+    DEADLINE = "deadline"
+    QUEUE_FULL = "queue_full"
+    NO_INSTANCE = "no_instance"
+    ENGINE_FAILED = "engine_failed"
+    ENGINE_SILENT = "engine_silent"
+    INTERNAL = "internal"
+    SHUTTING_DOWN = "shutting_down"
+    CONNECTIONS_FULL = "connections_full"
+
+
+STATUS: dict[Reason, tuple[int, str]] = {
+    Reason.MALFORMED: (400, "invalid_request_error"),
+    Reason.INVALID_JSON: (400, "invalid_request_error"),
+    Reason.INVALID_FIELD: (400, "invalid_request_error"),
+    Reason.INVALID_SLO: (400, "invalid_request_error"),
+    Reason.UNKNOWN_TIER: (400, "invalid_request_error"),
+    Reason.TOO_LONG: (400, "invalid_request_error"),
+    Reason.UNAUTHORIZED: (401, "authentication_error"),
+    Reason.UNKNOWN_MODEL: (404, "invalid_request_error"),
+    Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
+    Reason.TIMEOUT: (408, "invalid_request_error"),
+    Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
+    Reason.EXPECTATION_FAILED: (417, "invalid_request_error"),
+    Reason.HEAD_TOO_LARGE: (431, "invalid_request_error"),
+    Reason.DEADLINE: (429, "rate_limit_error"),
+    Reason.QUEUE_FULL: (429, "rate_limit_error"),
+    Reason.NO_INSTANCE: (503, "server_error"),
+    Reason.ENGINE_FAILED: (502, "server_error"),
+    Reason.ENGINE_SILENT: (504, "server_error"),
+    Reason.INTERNAL: (500, "server_error"),
+    Reason.SHUTTING_DOWN: (503, "server_error"),
+    Reason.CONNECTIONS_FULL: (503, "server_error"),
+}
+"""HTTP status and the `type` of OpenAI's error body. `code` is the reason, but for the two that OpenAI's clients know by a name."""
+
+CODE = {
+    Reason.UNAUTHORIZED: "invalid_api_key",
+    Reason.UNKNOWN_MODEL: "model_not_found",
+    Reason.TOO_LONG: "context_length_exceeded",
+    Reason.DEADLINE: "rate_limit_exceeded",
+    Reason.QUEUE_FULL: "rate_limit_exceeded",
+}
+
+PHRASE = {
+    200: b"OK",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    417: b"Expectation Failed",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+RETRY_AFTER_MAX_S = 3600
+"""A client told to come back later than that would be better told that it cannot be served."""
+
+
+class Fault(Exception):
+    """A request that cannot be served. `param` names the field or header at fault."""
+
+    def __init__(
+        self, reason: Reason, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.reason][0]
+
+
+def fault_of(refusal: Refuse) -> Fault:
+    """The core's refusal as the client sees it."""
+    message = {
+        Cause.DEADLINE: f"tier {refusal.tier!r} rejects what it cannot serve in time: {refusal.reason}",
+        Cause.QUEUE_FULL: f"too many requests wait already: {refusal.reason}",
+        Cause.NO_INSTANCE: f"no instance is ready: {refusal.reason}",
+        Cause.TOO_LONG: f"prompt and output are too long: {refusal.reason}",
+        Cause.ENGINE_FAILED: f"the request failed on its instance and could not be placed again: {refusal.reason}",
+    }[refusal.cause]
+    return Fault(Reason(refusal.cause.value), message, retry_after_s=refusal.retry_after_s)
+
+
+def error_body(fault: Fault) -> bytes:
+    """OpenAI's error object."""
+    error = {
+        "message": fault.message,
+        "type": STATUS[fault.reason][1],
+        "param": fault.param,
+        "code": CODE.get(fault.reason, fault.reason.value),
+    }
+    return json.dumps({"error": error}).encode()
+
+
+def error_response(fault: Fault, request_id: bytes | None, *, close: bool, head_only: bool = False) -> bytes:
+    """A whole response; `head_only` for HEAD requests."""
+    body = error_body(fault)
+    extra = b"x-multislo-reason: " + fault.reason.value.encode() + b"\r\n"
+    retry_after_s = fault.retry_after_s
+    if retry_after_s is None and fault.status == 429:
+        retry_after_s = 1.0
+    if retry_after_s is not None and math.isfinite(retry_after_s):
+        extra += b"retry-after: %d\r\n" % min(RETRY_AFTER_MAX_S, max(1, math.ceil(retry_after_s)))
+    if fault.reason is Reason.UNAUTHORIZED:
+        extra += b"www-authenticate: Bearer\r\n"
+    return response(fault.status, body, request_id, close=close, extra=extra, head_only=head_only)
+
+
+def response(
+    status: int, body: bytes, request_id: bytes | None, *, close: bool, extra: bytes = b"", head_only: bool = False
+) -> bytes:
+    """A response that the router makes itself; `extra` are whole header lines."""
+    if request_id is not None:
+        extra += b"x-request-id: " + request_id + b"\r\n"
+    if close:
+        extra += b"connection: close\r\n"
+    head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
+        status,
+        PHRASE.get(status, b"Error"),
+        len(body),
+        extra,
+    )
+    return head if head_only else head + body
+
+
+def error_event(fault: Fault) -> bytes:
+    """An error inside a stream that has begun, as a server-sent event."""
+    return b"data: " + error_body(fault) + b"\n\n"

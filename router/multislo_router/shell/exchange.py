@@ -1,0 +1,301 @@
+"""One request on its way: from a complete body, through the core's decisions and an engine's answer, to the last byte for the client.
+
+    waiting --Place--> sent --first byte of the answer--> answering --last byte--> over
+       ^                 |                                   |
+       `---SendFailed----'                                   `-- an engine that dies here ends the client's answer too
+
+Made by the gateway; driven by the gateway's decisions, by its engine connection and by its client's connection.
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from multislo_router.core.decisions import Place
+from multislo_router.core.events import Outcome, PromptMeasured, RequestEnded, SendFailed, TokensReceived
+from multislo_router.shell.body_scan import BodyScan, with_fields
+from multislo_router.shell.errors import Fault, Reason, error_event, error_response
+from multislo_router.shell.request_head import CHAT, RequestHead
+from multislo_router.shell.response_head import ChunkedBody, ResponseBody, ResponseHead
+from multislo_router.shell.sse import EventCount, UsageTail
+
+if TYPE_CHECKING:
+    from multislo_router.shell.client import ClientConnection
+    from multislo_router.shell.engine import EngineConnection, EngineInstance
+    from multislo_router.shell.gateway import Gateway
+
+
+class Exchange:
+    """`id` is the core's number of the request; None for one that is passed through without the core."""
+
+    __slots__ = (
+        "_answer_body",
+        "_answer_head",
+        "_client",
+        "_close_after",
+        "_events",
+        "_gateway",
+        "_scan",
+        "_tail",
+        "_unchunk",
+        "body",
+        "connection",
+        "head",
+        "heard_at",
+        "id",
+        "instance",
+        "over",
+        "place",
+        "started",
+    )
+
+    def __init__(
+        self,
+        gateway: "Gateway",
+        client: "ClientConnection",
+        head: RequestHead,
+        body: bytes,
+        *,
+        id: int | None,
+        scan: BodyScan | None,
+    ) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._scan = scan
+        self._events: EventCount | None = None
+        self._tail: UsageTail | None = None
+        self._answer_body: ResponseBody | None = None
+        self._answer_head = b""
+        self._close_after = False
+        self._unchunk = False
+        self.head = head
+        self.body = body
+        self.id = id
+        self.place: Place | None = None
+        self.instance: EngineInstance | None = None
+        self.connection: EngineConnection | None = None
+        self.heard_at = 0.0
+        """When the request was sent, or the last byte of its answer came."""
+        self.started = False
+        """A byte of the answer went to the client: from here on nothing can be tried again."""
+        self.over = False
+
+    # -- towards the engine --------------------------------------------------------------------------------------------
+
+    def send_to(self, instance: "EngineInstance", place: Place | None) -> None:
+        self.instance = instance
+        self.place = place
+        self.heard_at = time.monotonic()
+        if place is None:
+            instance.passing += 1
+        instance.send(self)
+
+    def wire(self) -> bytes:
+        """The request as it goes to the engine."""
+        head = self.head
+        body = self.body
+        assert self.instance is not None
+        if self.place is not None:
+            fields = self._own_fields(self.place)
+            if fields:
+                body = with_fields(body, fields)
+        length = b"content-length: %d\r\n" % len(body) if body or head.has_body or head.method == b"POST" else b""
+        return b"%b %b HTTP/1.1\r\n%b%bx-request-id: %b\r\n%b\r\n%b" % (
+            head.method,
+            head.target,
+            self.instance.host_line,
+            b"".join(head.relayed),
+            head.request_id,
+            length,
+            body,
+        )
+
+    def _own_fields(self, place: Place) -> bytes:
+        """What the engine's scheduler is told, unless the client told it something itself."""
+        scan = self._scan
+        assert scan is not None
+        fields = b""
+        if place.priority is not None and not scan.has_priority:
+            fields = b'"priority":%d' % place.priority
+        if self._gateway.slo_aware and not scan.has_xargs:
+            # The engine has a clock of its own: it is told what is left, not when.
+            left_ms = 1000 * (place.ttft_due - time.monotonic())
+            xargs = b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s)
+            fields = fields + b"," + xargs if fields else xargs
+        return fields
+
+    # -- the engine's answer -------------------------------------------------------------------------------------------
+
+    def head_received(self, answer: ResponseHead, body: ResponseBody) -> bool:
+        """Takes the head of an answer; it goes out with the first bytes of its body, so that an engine that dies between the two can
+        still be replaced. False: the answer is not wanted."""
+        self.heard_at = time.monotonic()
+        if answer.status >= 500 and self.id is not None:
+            self._detach()
+            self._tell_failure(f"the engine answered {answer.status}")
+            return False
+        self._answer_body = body
+        place = self.place
+        head = self.head
+        if place is not None:
+            self._events = EventCount() if answer.event_stream else None
+            self._tail = None if answer.event_stream else UsageTail()
+            tier = b"x-multislo-tier: %b\r\n" % place.tier.encode()
+        else:
+            tier = b""
+        assert self.instance is not None
+        self._unchunk = head.http_1_0 and answer.chunked
+        self._close_after = not head.keep_alive or self._gateway.closing or body.ends_with_connection
+        lines = answer.lines
+        if self._unchunk:
+            lines = b"".join(
+                line for line in lines.splitlines(keepends=True) if not line.lower().startswith(b"transfer-encoding:")
+            )
+        self._answer_head = b"%bx-request-id: %b\r\nx-multislo-instance: %b\r\n%b%b%b\r\n" % (
+            answer.status_line,
+            head.request_id,
+            self.instance.id_bytes,
+            tier,
+            b"connection: close\r\n" if self._close_after else b"",
+            lines,
+        )
+        return True
+
+    def body_received(self, relayed: bytes, body: ResponseBody) -> None:
+        """The next bytes of the answer, as they are relayed; `body` holds the content in them, and whether they are the last."""
+        now = self.heard_at = time.monotonic()
+        tokens = 0
+        events = self._events
+        if events is not None:
+            for piece in body.pieces:
+                tokens += events.feed(piece)
+        elif self._tail is not None:
+            for piece in body.pieces:
+                self._tail.feed(piece)
+        if self._unchunk:
+            relayed = b"".join(body.pieces)
+        if not self.started and (relayed or body.done):
+            self.started = True
+            self.body = b""
+            relayed = self._answer_head + relayed
+        if relayed:
+            self._client.write(relayed)
+        if self.id is not None and tokens and not self.over:
+            self._gateway.tell(TokensReceived(now, self.id, tokens))
+        if body.done and not self.over:
+            self._complete(now)
+
+    def _complete(self, now: float) -> None:
+        self.over = True
+        if self.connection is not None:
+            # First, so that a held request can be sent on this very connection.
+            self.connection.release()
+            self.connection = None
+        gateway = self._gateway
+        gateway.ended(self)
+        if self.id is not None:
+            self._tell_completion(now, self.id)
+        self._client.finished(close=self._close_after)
+
+    def _tell_completion(self, now: float, id: int) -> None:
+        prompt: int | None = None
+        tokens = 0
+        outcome = Outcome.COMPLETED
+        if self._events is not None:
+            prompt = self._events.prompt_tokens
+            if self._events.failed:
+                outcome = Outcome.ENGINE_FAILED
+        elif self._tail is not None:
+            prompt, completion = self._tail.usage()
+            tokens = completion or 0
+        if prompt is not None:
+            self._gateway.tell(PromptMeasured(now, id, prompt))
+            assert self._scan is not None
+            self._gateway.correct_estimate(self.head.path == CHAT, self._scan, prompt)
+        self._gateway.tell(RequestEnded(now, id, outcome, tokens))
+
+    # -- what goes wrong -----------------------------------------------------------------------------------------------
+
+    def engine_lost(self, why: str) -> None:
+        """The connection broke, or could not be made. Tried elsewhere if the client has seen nothing yet and the core knows a place."""
+        if self.over:
+            return
+        assert self.instance is not None
+        self._detach()
+        self._gateway.fleet.failed(self.instance)
+        if not self.started:
+            self._tell_failure(why)
+            return
+        self._end_failed(why)
+
+    def _tell_failure(self, why: str) -> None:
+        """The request failed with nothing sent to the client."""
+        if self.id is None:
+            self.refuse(Fault(Reason.ENGINE_FAILED, f"the engine failed: {why}"))
+        else:
+            self._gateway.counters.engine_failures += 1
+            self.instance = None
+            self._gateway.tell(SendFailed(time.monotonic(), self.id))
+
+    def _end_failed(self, why: str) -> None:
+        """The answer has begun and cannot go on. A stream ends with an error event; anything else is cut off, so that the client
+        does not take it for whole."""
+        self.over = True
+        gateway = self._gateway
+        gateway.ended(self)
+        gateway.counters.answers_cut += 1
+        if self.id is not None:
+            gateway.tell(RequestEnded(time.monotonic(), self.id, Outcome.ENGINE_FAILED))
+        body = self._answer_body
+        if self._events is not None and isinstance(body, ChunkedBody) and body.whole:
+            # The empty line ends whatever event the engine may have left incomplete.
+            event = b"\n\n" + error_event(Fault(Reason.ENGINE_FAILED, f"the engine failed during the answer: {why}"))
+            self._client.write(event if self._unchunk else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+            self._client.finished(close=True)
+        else:
+            self._client.cut()
+
+    def silent(self) -> None:
+        """The engine has said nothing for too long."""
+        self._detach()
+        if self.started:
+            self._end_failed("it fell silent")
+            return
+        if self.id is not None:
+            self._gateway.tell(RequestEnded(time.monotonic(), self.id, Outcome.ENGINE_FAILED))
+        self.refuse(Fault(Reason.ENGINE_SILENT, "the engine did not answer in time"))
+
+    def refuse(self, fault: Fault) -> None:
+        """Answers with an error; the core knows of it already."""
+        self.over = True
+        self._gateway.ended(self)
+        head = self.head
+        close = not head.keep_alive or self._gateway.closing
+        answer = error_response(fault, head.request_id, close=close, head_only=head.method == b"HEAD")
+        self._client.write(answer)
+        self._client.finished(close=close)
+
+    def client_gone(self) -> None:
+        """The client closed its connection: the engine stops generating, and the place is free."""
+        if self.over:
+            return
+        self.over = True
+        self._detach()
+        self._gateway.ended(self)
+        self._gateway.counters.clients_gone += 1
+        if self.id is not None:
+            self._gateway.tell(RequestEnded(time.monotonic(), self.id, Outcome.CLIENT_GONE))
+
+    def _detach(self) -> None:
+        if self.connection is not None:
+            self.connection.abort()
+            self.connection = None
+
+    # -- back-pressure -------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        if self.connection is not None:
+            self.connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.connection is not None:
+            self.connection.transport.resume_reading()

@@ -1,0 +1,131 @@
+"""The instances as the data path holds them: applied from PUT /instances, failed and revived, each watched by a task. Owned by the
+gateway."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import aiohttp
+from multislo_api.fleet import InstanceList
+
+from multislo_router.core.config import CoreConfig
+from multislo_router.core.events import (
+    Event,
+    FleetChanged,
+    InstanceFailed,
+    InstanceRevived,
+    InstanceSpec,
+    InstanceState,
+)
+from multislo_router.core.status import CoreStatus
+from multislo_router.shell.engine import EngineInstance
+from multislo_router.shell.settings import ShellSettings
+from multislo_router.shell.watch import watch
+
+
+class Fleet:
+    """`tell` takes an event to the core and carries out what it decides."""
+
+    def __init__(self, core_config: CoreConfig, settings: ShellSettings, tell: Callable[[Event], None]) -> None:
+        self.instances: dict[str, EngineInstance] = {}
+        self.kv_tokens_max = core_config.engine.kv_tokens_max
+        self.settings = settings
+        self.tell = tell
+        self._default_tier = core_config.default_tier
+        self._tiers = frozenset(tier.name for tier in core_config.tiers)
+        self._dice = random.Random(0)
+        self._session: aiohttp.ClientSession | None = None
+        self._watches: dict[EngineInstance, asyncio.Task[None]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """On the event loop: the watches begin."""
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.settings.probe_max_s))
+        for instance in self.instances.values():
+            self._watch(instance)
+
+    async def close(self) -> None:
+        tasks = [*self._watches.values(), *self._retiring]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for instance in self.instances.values():
+            await instance.close()
+        if self._session is not None:
+            await self._session.close()
+
+    def apply(self, fleet: InstanceList) -> None:
+        """The whole fleet as it is now. Raises ValueError for an unknown tier or a doubled id, and changes nothing then."""
+        seen: set[str] = set()
+        for index, entry in enumerate(fleet.instances):
+            if entry.tier is not None and entry.tier not in self._tiers:
+                legal = ", ".join(sorted(self._tiers))
+                raise ValueError(f"instances[{index}].tier: {entry.tier!r} must be null or one of: {legal}")
+            if entry.id in seen:
+                raise ValueError(f"instances[{index}].id: {entry.id!r} is given twice")
+            seen.add(entry.id)
+        for id in self.instances.keys() - seen:
+            self._retire(self.instances.pop(id))
+        revived: list[str] = []
+        for entry in fleet.instances:
+            known = self.instances.get(entry.id)
+            if known is not None and (known.entry.url, known.entry.epoch) == (entry.url, entry.epoch):
+                known.entry = entry
+                continue
+            if known is not None:
+                self._retire(known)
+                if known.failed.is_set():
+                    revived.append(entry.id)
+            self.instances[entry.id] = EngineInstance(entry, self.settings)
+            self._watch(self.instances[entry.id])
+        now = time.monotonic()
+        specs = [InstanceSpec(e.id, e.tier, InstanceState(e.state), e.batch_tokens, e.epoch) for e in fleet.instances]
+        self.tell(FleetChanged(now, specs))
+        for id in revived:
+            self.tell(InstanceRevived(now, id))
+
+    def with_passing(self, status: CoreStatus) -> CoreStatus:
+        """The core's status with the requests that it does not know added to their instances: a drain waits for them too."""
+        for index, view in enumerate(status.instances):
+            instance = self.instances.get(view.id)
+            if instance is not None and instance.passing:
+                requests = view.requests + instance.passing
+                status.instances[index] = replace(view, requests=requests, empty_s=0.0)
+        return status
+
+    def for_passing(self) -> EngineInstance | None:
+        """Where a request goes that the core does not place: a random ready instance of the default tier, or any, if it has none."""
+        ready = [i for i in self.instances.values() if i.entry.state == "ready" and not i.failed.is_set()]
+        homes = [instance for instance in ready if instance.entry.tier == self._default_tier]
+        return self._dice.choice(homes or ready) if ready else None
+
+    def failed(self, instance: EngineInstance) -> None:
+        """A connection could not be made, or broke. The instance's watch probes it from now on."""
+        if instance.failed.is_set() or instance.retired:
+            return
+        instance.failed.set()
+        instance.close_idle(float("inf"))
+        self.tell(InstanceFailed(time.monotonic(), instance.entry.id))
+
+    def revived(self, instance: EngineInstance) -> None:
+        instance.failed.clear()
+        if not instance.retired:
+            self.tell(InstanceRevived(time.monotonic(), instance.entry.id))
+
+    def close_idle(self, before: float) -> None:
+        for instance in self.instances.values():
+            instance.close_idle(before)
+
+    def _watch(self, instance: EngineInstance) -> None:
+        if self._session is not None:
+            self._watches[instance] = asyncio.create_task(watch(self, instance, self._session))
+
+    def _retire(self, instance: EngineInstance) -> None:
+        instance.retire()
+        task = self._watches.pop(instance, None)
+        if task is not None:
+            task.cancel()
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)

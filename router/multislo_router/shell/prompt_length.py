@@ -1,0 +1,68 @@
+"""How long a prompt is in tokens before an engine has said so: estimated from its bytes with a correction from `usage`, or counted
+with the model's tokenizer. Owned by the gateway, one estimator for chats and one for plain prompts."""
+
+from pathlib import Path
+from typing import Protocol, cast
+
+from multislo_router.shell.body_scan import prompt_texts
+
+TOKENS_PER_BYTE = 0.25
+"""English text, before anything was measured."""
+TOKENS_PER_BYTE_MIN = 0.02
+"""Below: long runs of one character. A few odd prompts must not make every prompt look free ..."""
+TOKENS_PER_BYTE_MAX = 1.5
+"""... or endless; byte-level tokenizers stay at or below one token a byte, and chat templates add some."""
+MEMORY_BYTES = 200_000.0
+"""Of measured prompts that the ratio remembers: some hundred ordinary ones."""
+CHAT_OVERHEAD_TOKENS = 4
+"""What a chat template adds to each message, counted with a tokenizer that does not apply the template."""
+
+
+class LengthEstimate:
+    """Tokens per byte, a moving average weighted by bytes: short prompts, where the template dominates, weigh little."""
+
+    __slots__ = ("_bytes", "_tokens")
+
+    def __init__(self) -> None:
+        self._bytes = 2000.0
+        self._tokens = self._bytes * TOKENS_PER_BYTE
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return self._tokens / self._bytes
+
+    def tokens(self, text_bytes: int) -> int:
+        return max(1, round(text_bytes * self._tokens / self._bytes))
+
+    def correct(self, text_bytes: int, tokens: int) -> None:
+        """`usage` said that a prompt of `text_bytes` had `tokens`. One prompt moves the ratio by at most a fifth of the memory."""
+        if text_bytes <= 0 or tokens <= 0:
+            return
+        ratio = min(max(tokens / text_bytes, TOKENS_PER_BYTE_MIN), TOKENS_PER_BYTE_MAX)
+        weight = min(float(text_bytes), MEMORY_BYTES / 5)
+        keep = min(1.0, (MEMORY_BYTES - weight) / self._bytes)
+        self._bytes = self._bytes * keep + weight
+        self._tokens = self._tokens * keep + weight * ratio
+
+
+class _Encoding(Protocol):
+    def __len__(self) -> int: ...
+
+
+class _Tokenizer(Protocol):
+    def encode_batch_fast(self, input: list[str], add_special_tokens: bool = True) -> list[_Encoding]: ...
+
+
+class TokenizerCount:
+    """Counts with a tokenizer.json (package `tokenizers`); may be called from a thread, where it lets other threads run."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer  # an extra: only who names a tokenizer needs it
+
+        self._tokenizer = cast(_Tokenizer, Tokenizer.from_file(str(path)))
+
+    def tokens(self, prompt: bytes, *, chat: bool) -> int:
+        """Of the JSON of a prompt or of messages."""
+        texts = prompt_texts(prompt)
+        counted = sum(len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        return max(1, counted + (CHAT_OVERHEAD_TOKENS * len(texts) if chat else 0))

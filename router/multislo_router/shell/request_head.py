@@ -1,0 +1,126 @@
+"""A request's head as the shell needs it: what is answered to, what is relayed, what is kept from the engine. Made by the client's
+connection from httptools' callbacks."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+CHAT = b"/v1/chat/completions"
+COMPLETIONS = b"/v1/completions"
+MODELS = b"/v1/models"
+
+
+class Header(Enum):
+    """Headers with a meaning here; all others are relayed as they are."""
+
+    HOST = auto()
+    HOP = auto()
+    """Ends at this connection (RFC 9110, 7.6.1), or is written anew."""
+    CONNECTION = auto()
+    EXPECT = auto()
+    CONTENT_LENGTH = auto()
+    AUTHORIZATION = auto()
+    REQUEST_ID = auto()
+    TTFT = auto()
+    TPOT = auto()
+    TIER = auto()
+    INTERNAL = auto()
+
+
+HEADERS: dict[bytes, Header] = {
+    b"host": Header.HOST,
+    b"accept-encoding": Header.HOP,  # what is counted on its way through must not be compressed
+    b"keep-alive": Header.HOP,
+    b"proxy-connection": Header.HOP,
+    b"proxy-authenticate": Header.HOP,
+    b"proxy-authorization": Header.HOP,
+    b"te": Header.HOP,
+    b"trailer": Header.HOP,
+    b"transfer-encoding": Header.HOP,
+    b"upgrade": Header.HOP,
+    b"http2-settings": Header.HOP,
+    b"connection": Header.CONNECTION,
+    b"expect": Header.EXPECT,
+    b"content-length": Header.CONTENT_LENGTH,
+    b"authorization": Header.AUTHORIZATION,
+    b"x-request-id": Header.REQUEST_ID,
+    b"x-slo-ttft-ms": Header.TTFT,
+    b"x-llm-d-slo-ttft-ms": Header.TTFT,
+    b"x-slo-tpot-ms": Header.TPOT,
+    b"x-llm-d-slo-tpot-ms": Header.TPOT,
+    b"x-slo-tier": Header.TIER,
+    b"x-multislo-tier": Header.INTERNAL,
+    b"x-multislo-instance": Header.INTERNAL,
+    b"x-multislo-reason": Header.INTERNAL,
+}
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """`relayed` are the header lines for the engine, each with its line end. `path` is `target` without the query."""
+
+    method: bytes
+    target: bytes
+    path: bytes
+    http_1_0: bool
+    keep_alive: bool
+    relayed: list[bytes] = field(default_factory=list)
+    request_id: bytes = b""
+    content_length: int | None = None
+    has_body: bool = False
+    hosts: int = 0
+    expect: bytes | None = None
+    authorization: bytes | None = None
+    ttft: tuple[bytes, bytes] | None = None
+    """Header's name and value as the client wrote them; likewise `tpot`."""
+    tpot: tuple[bytes, bytes] | None = None
+    tier: bytes | None = None
+
+    def read(self, headers: list[tuple[bytes, bytes]], *, keep_authorization: bool) -> None:
+        """Takes all header fields in their order."""
+        relayed = self.relayed
+        meaning_of = HEADERS.get
+        dropped: list[bytes] = []
+        for name, value in headers:
+            meaning = meaning_of(name.lower())
+            if meaning is None:
+                relayed.append(b"%b: %b\r\n" % (name, value))
+            elif meaning is Header.HOST:
+                self.hosts += 1
+            elif meaning is Header.HOP:
+                if name.lower() == b"transfer-encoding":
+                    self.has_body = True
+            elif meaning is Header.CONTENT_LENGTH:
+                self.content_length = int(value)
+                self.has_body = True
+            elif meaning is Header.AUTHORIZATION:
+                self.authorization = value
+                if keep_authorization:
+                    relayed.append(b"%b: %b\r\n" % (name, value))
+            elif meaning is Header.CONNECTION:
+                dropped += [token.strip().lower() for token in value.split(b",")]
+            else:
+                self._read_own(meaning, name, value)
+        if dropped and not {b"keep-alive", b"close"}.issuperset(dropped):
+            self.relayed = [line for line in relayed if line.partition(b":")[0].lower() not in dropped]
+
+    def _read_own(self, meaning: Header, name: bytes, value: bytes) -> None:
+        if meaning is Header.REQUEST_ID:
+            self.request_id = value
+        elif meaning is Header.TTFT:
+            if self.ttft is None or name.lower().startswith(b"x-slo-"):
+                self.ttft = (name, value)
+        elif meaning is Header.TPOT:
+            if self.tpot is None or name.lower().startswith(b"x-slo-"):
+                self.tpot = (name, value)
+        elif meaning is Header.TIER:
+            self.tier = value
+        elif meaning is Header.EXPECT:
+            self.expect = value.lower()
+
+
+def path_of(target: bytes) -> tuple[bytes, bytes]:
+    """Target in origin form and its path, also of a target in absolute form (`http://host/path`)."""
+    if target[:7].lower() == b"http://":
+        slash = target.find(b"/", 7)
+        target = target[slash:] if slash > 0 else b"/"
+    return target, target.partition(b"?")[0]
