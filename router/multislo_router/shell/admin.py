@@ -5,11 +5,10 @@ hands over the fleet. A separate port, loopback by default, on the gateway's own
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Protocol
 
 from aiohttp import web
 from multislo_api.fleet import FleetSnapshot, InstanceList
@@ -20,9 +19,9 @@ from prometheus_client.registry import CollectorRegistry
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from multislo_router.core.decisions import Decision
-from multislo_router.core.status import CoreStatus, Histogram
+from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import exposition
+from multislo_router.shell.gateway import Gateway
 from multislo_router.shell.metrics import LAG_EDGES, Scrape
 from multislo_router.shell.snapshot import fleet_snapshot
 
@@ -39,33 +38,11 @@ PAGE_POLICY = (
 """The live page loads nothing from anywhere and talks to its own router only."""
 
 
-class Core(Protocol):
-    def status(self, now: float) -> CoreStatus: ...
-
-
-class Routing(Protocol):
-    """What the admin listener asks of the gateway."""
-
-    @property
-    def core(self) -> Core: ...
-    @property
-    def decision_seconds(self) -> Histogram: ...
-    @property
-    def closing(self) -> bool: ...
-    @property
-    def recent_decisions(self) -> Iterable[tuple[float, Decision]]:
-        """Unix time and decision, oldest first."""
-        ...
-
-    def set_fleet(self, fleet: InstanceList) -> None: ...
-    def instance_url(self, id: str) -> str: ...
-
-
 @dataclass(slots=True)
 class Admin:
     """The listener's handlers and what they answer from."""
 
-    routing: Routing
+    gateway: Gateway
     model: str
     placement: str
     clock: Callable[[], float] = time.monotonic
@@ -102,8 +79,8 @@ class Admin:
     def snapshot(self) -> FleetSnapshot:
         now = self.clock()
         return fleet_snapshot(
-            self.routing.core.status(now),
-            url_of=self.routing.instance_url,
+            self.gateway.status(now),
+            url_of=self.gateway.instance_url,
             at=time.time(),
             uptime_s=now - self.started,
             model=self.model,
@@ -121,10 +98,14 @@ class Admin:
     async def get_metrics(self, request: web.Request) -> web.StreamResponse:
         now = self.clock()
         scrape = Scrape(
-            status=self.routing.core.status(now),
+            status=self.gateway.status(now),
             uptime_s=now - self.started,
             version=version("multislo"),
-            decision=self.routing.decision_seconds,
+            decision=self.gateway.decision_seconds,
+            faults=self.gateway.counters.faults,
+            connections=self.gateway.counters.connections,
+            connections_open=len(self.gateway.clients),
+            passed_through=self.gateway.counters.passed_through,
             loop_lag=self.loop_lag,
         )
         text = b"".join([part async for part in exposition(scrape, self.process)])
@@ -138,9 +119,9 @@ class Admin:
         return web.Response(text="ok\n")
 
     async def get_readiness(self, request: web.Request) -> web.Response:
-        if self.routing.closing:
+        if self.gateway.closing:
             return web.Response(status=503, text="shutting down\n")
-        ready = sum(1 for i in self.routing.core.status(self.clock()).instances if i.state == "ready")
+        ready = sum(1 for i in self.gateway.status(self.clock()).instances if i.state == "ready")
         if not ready:
             return web.Response(status=503, text="no instance is ready\n")
         return web.Response(text=f"ok, {ready} ready\n")
@@ -149,7 +130,7 @@ class Admin:
         text = request.query.get("n", str(DECISIONS_SHOWN))
         if not text.isascii() or not text.isdigit() or int(text) < 1:
             return _bad([Problem("n", text, "a whole number from 1 on")])
-        recent = list(self.routing.recent_decisions)[-int(text) :]
+        recent = list(self.gateway.recent_decisions)[-int(text) :]
         return web.json_response(
             {"decisions": [{"at": at, "decision": type(made).__name__, **asdict(made)} for at, made in recent]}
         )
@@ -163,11 +144,11 @@ class Admin:
             fleet = InstanceList.model_validate_json(body)
         except ValidationError as error:
             return _bad([_problem(detail) for detail in error.errors(include_url=False)])
-        tiers = [tier.name for tier in self.routing.core.status(self.clock()).tiers]
+        tiers = [tier.name for tier in self.gateway.status(self.clock()).tiers]
         problems = _fleet_problems(fleet, tiers)
         if problems:
             return _bad(problems)
-        self.routing.set_fleet(fleet)
+        self.gateway.set_fleet(fleet)
         return web.json_response({"instances": len(fleet.instances)})
 
     async def _watch_loop(self, app: web.Application) -> AsyncIterator[None]:

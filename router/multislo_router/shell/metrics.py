@@ -3,13 +3,14 @@
 table, made by `python -m multislo_router.shell.metrics`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from multislo_router.core.decisions import Cause, Kind
 from multislo_router.core.events import Outcome
 from multislo_router.core.status import CoreStatus, Histogram, InstanceStatus, TierStatus
+from multislo_router.shell.errors import Reason
 
 WARM_POOL = "warm_pool"
 """Value of the `tier` label of an instance without a home. No tier can be called so: names hold no underscore."""
@@ -31,6 +32,10 @@ class Scrape:
     version: str
     decision: Histogram
     loop_lag: Histogram
+    faults: Mapping[Reason, int]
+    connections: int
+    connections_open: int
+    passed_through: int
     by_tier: dict[str, list[InstanceStatus]] = field(init=False)
     """Instances by the value of their `tier` label; an entry for each tier, and for the warm pool."""
 
@@ -372,7 +377,7 @@ METRICS: tuple[Metric, ...] = (
         "multislo_decision_seconds",
         "histogram",
         "seconds",
-        "Time that the core took for one event, by the shell's clock.",
+        "Time that the core took for an arriving request: the router's own decision.",
         lambda s: s.decision,
     ),
     _of_router(
@@ -381,6 +386,31 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
         "How late the event loop woke a timer, sampled ten times a second.",
         lambda s: s.loop_lag,
+    ),
+    Metric(
+        "multislo_faults_total",
+        "counter",
+        "requests",
+        ("reason",),
+        "Requests answered with an error before they had a tier, by the reason in their x-multislo-reason header.",
+        lambda s: [((reason,), s.faults.get(reason, 0)) for reason in Reason],
+    ),
+    _of_router(
+        "multislo_passed_through_total",
+        "counter",
+        "requests",
+        "Requests for other paths than completions, passed to an instance without an SLO.",
+        lambda s: s.passed_through,
+    ),
+    _of_router(
+        "multislo_connections_total",
+        "counter",
+        "connections",
+        "Connections that clients made.",
+        lambda s: s.connections,
+    ),
+    _of_router(
+        "multislo_connections_open", "gauge", "connections", "Of these, the open ones.", lambda s: s.connections_open
     ),
     _of_router(
         "multislo_fleet_updates_total",

@@ -9,7 +9,7 @@ from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
 
 
 def fleet_snapshot(
-    status: CoreStatus, *, url_of: Callable[[str], str], at: float, uptime_s: float, model: str, placement: str
+    status: CoreStatus, *, url_of: Callable[[str], str | None], at: float, uptime_s: float, model: str, placement: str
 ) -> FleetSnapshot:
     """The document for `status`. `at` is Unix time; `url_of` gives an instance's base URL (the core knows none)."""
     return FleetSnapshot(
@@ -18,7 +18,7 @@ def fleet_snapshot(
         model=model,
         placement=placement,
         tiers=[_tier(tier) for tier in status.tiers],
-        instances=[_instance(instance, url_of(instance.id)) for instance in status.instances],
+        instances=[_instance(instance, url_of(instance.id) or "") for instance in status.instances],
         generation=status.fleet_generation,
     )
 

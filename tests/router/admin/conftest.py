@@ -1,6 +1,6 @@
-"""A real core behind the seam where the gateway stands, on a clock that the test moves, and the admin listener served over it."""
+"""The real gateway, its data port closed and its core on a clock that the test moves, and the admin listener served over it."""
 
-from collections import deque
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -9,23 +9,19 @@ from aiohttp.test_utils import TestServer
 from multislo_api.fleet import InstanceList
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig
-from multislo_router.core.decisions import Decision, Place
+from multislo_router.core.decisions import Place
 from multislo_router.core.events import (
     Event,
-    FleetChanged,
     InstanceFailed,
     InstanceReported,
-    InstanceSpec,
-    InstanceState,
     Outcome,
     RequestArrived,
     RequestEnded,
     TokensReceived,
 )
-from multislo_router.core.machine import RouterCore
-from multislo_router.core.status import Histogram
 from multislo_router.shell.admin import Admin
-from multislo_router.shell.metrics import DECISION_EDGES
+from multislo_router.shell.gateway import Gateway
+from multislo_router.shell.settings import ShellSettings
 
 LATENCY = LatencyModel(
     fixed_s=0.0005,
@@ -46,45 +42,28 @@ TIERS = (
 
 
 @dataclass
-class Seam:
-    """Stands where the gateway stands: the real core, no sockets."""
+class Story:
+    """Tells the gateway's core what its clients and engines would do."""
 
-    core: RouterCore = field(
-        default_factory=lambda: RouterCore(
-            CoreConfig(TIERS, "interactive", LATENCY, EngineLimits(kv_tokens_max=100_000))
+    gateway: Gateway = field(
+        default_factory=lambda: Gateway(
+            CoreConfig(TIERS, "interactive", LATENCY, EngineLimits(kv_tokens_max=100_000)), ShellSettings()
         )
     )
-    now: float = 1000.0
-    closing: bool = False
-    decision_seconds: Histogram = field(default_factory=lambda: Histogram(DECISION_EDGES))
-    recent_decisions: deque[tuple[float, Decision]] = field(default_factory=lambda: deque(maxlen=1000))
-    urls: dict[str, str] = field(default_factory=dict)
+    now: float = field(default_factory=time.monotonic)
     requests: int = 0
 
     def clock(self) -> float:
         return self.now
 
-    def handle(self, event: Event) -> list[Decision]:
-        made = list(self.core.handle(event))
-        self.core.check()
-        self.decision_seconds.observe(2e-5)
-        self.recent_decisions.extend((1.7e9 + self.now, decision) for decision in made)
-        return made
-
-    def set_fleet(self, fleet: InstanceList) -> None:
-        self.urls = {entry.id: entry.url for entry in fleet.instances}
-        specs = [
-            InstanceSpec(e.id, e.tier, InstanceState(e.state), e.batch_tokens, epoch=e.epoch) for e in fleet.instances
-        ]
-        self.handle(FleetChanged(self.now, specs))
-
-    def instance_url(self, id: str) -> str:
-        return self.urls[id]
+    def handle(self, event: Event) -> None:
+        self.gateway.tell(event)
+        self.gateway.core.check()
 
     def serve(self, tier: str, *, tokens: int = 20, late: bool = False) -> None:
         """A whole request from its arrival to its last token."""
         request = self.ask(tier)
-        tpot_s = self.core.tier_by_name[tier].tpot_s
+        tpot_s = self.gateway.core.tier_by_name[tier].tpot_s
         self.now += 2.0 if late else 0.05
         for _ in range(tokens):
             self.handle(TokensReceived(self.now, request))
@@ -115,37 +94,42 @@ FLEET = InstanceList.model_validate(
 
 
 @pytest.fixture
-def seam() -> Seam:
+def story() -> Story:
     """A router that has just started."""
-    return Seam()
+    return Story()
 
 
 @pytest.fixture
-def busy(seam: Seam) -> Seam:
+def busy(story: Story) -> Story:
     """A router with a day's work behind it and some before it: instances in every state, requests met, missed and under way."""
-    seam.set_fleet(FLEET)
+    story.gateway.set_fleet(FLEET)
+    story.now = time.monotonic()
     for tier in ("realtime", "interactive", "batch"):
         for n in range(12):
-            seam.serve(tier, late=tier == "interactive" and n == 5)
+            story.serve(tier, late=tier == "interactive" and n == 5)
     for _ in range(6):
         for tier in ("realtime", "interactive", "batch"):
-            request = seam.ask(tier)
-            if any(isinstance(d, Place) and d.request == request for _, d in seam.recent_decisions):
-                seam.handle(TokensReceived(seam.now + 0.02, request))
-    seam.handle(InstanceReported(seam.now, "realtime-0", running=6, waiting=0, kv_tokens=2_500))
-    seam.handle(InstanceFailed(seam.now, "batch-2"))
-    return seam
+            request = story.ask(tier)
+            if any(isinstance(d, Place) and d.request == request for _, d in story.gateway.recent_decisions):
+                story.handle(TokensReceived(story.now + 0.02, request))
+    story.handle(InstanceReported(story.now, "realtime-0", running=6, waiting=0, kv_tokens=2_500))
+    story.handle(InstanceFailed(story.now, "batch-2"))
+    return story
 
 
 @pytest.fixture
-async def served(busy: Seam) -> AsyncIterator[TestServer]:
+async def served(busy: Story) -> AsyncIterator[TestServer]:
     """The admin listener of the busy router, on a real socket."""
-    async with TestServer(Admin(busy, model="llama", placement="Pack", clock=busy.clock).application()) as server:
+    async with TestServer(
+        Admin(busy.gateway, model="llama", placement="Pack", clock=busy.clock).application()
+    ) as server:
         yield server
 
 
 @pytest.fixture
-async def fresh(seam: Seam) -> AsyncIterator[TestServer]:
+async def fresh(story: Story) -> AsyncIterator[TestServer]:
     """The admin listener of a router without a fleet."""
-    async with TestServer(Admin(seam, model="llama", placement="Pack", clock=seam.clock).application()) as server:
+    async with TestServer(
+        Admin(story.gateway, model="llama", placement="Pack", clock=story.clock).application()
+    ) as server:
         yield server

@@ -134,7 +134,7 @@ async def test_the_router_is_alive_from_its_start_and_ready_with_its_first_ready
 
 
 async def test_a_router_that_shuts_down_is_alive_but_not_ready(served: TestServer, busy: Any) -> None:
-    busy.closing = True
+    busy.gateway.closing = True
     assert await asked(served, "GET", "/readyz") == (503, "shutting down\n")
     assert (await asked(served, "GET", "/healthz"))[0] == 200
 
@@ -143,7 +143,7 @@ async def test_the_last_decisions_are_told_with_their_terms(served: TestServer, 
     status, body = await asked(served, "GET", "/debug/decisions?n=3")
     assert status == 200
     assert len(body["decisions"]) == 3
-    last, (at, made) = body["decisions"][-1], busy.recent_decisions[-1]
+    last, (at, made) = body["decisions"][-1], busy.gateway.recent_decisions[-1]
     assert (last["decision"], last["at"], last["request"]) == (type(made).__name__, at, made.request)
     placed = next(
         d for d in (await asked(served, "GET", "/debug/decisions"))[1]["decisions"] if d["decision"] == "Place"

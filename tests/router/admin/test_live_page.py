@@ -32,7 +32,7 @@ async def test_each_tier_shows_its_attainment_and_its_latencies_against_the_slo(
 
 
 async def test_the_gradient_falls_within_each_tier_and_shows_every_state(served: TestServer, busy: Any) -> None:
-    status = busy.core.status(busy.now)
+    status = busy.gateway.status(busy.now)
     async with opened(str(served.make_url("/"))) as page:
         for tier in ("realtime", "interactive", "batch", "warm pool"):
             bars = page.locator(f'.group[data-tier="{tier}"] .bar')

@@ -80,10 +80,12 @@ async def test_an_instance_is_in_one_state_and_unknown_values_are_absent(served:
 
 async def test_the_gradient_is_summed_up_per_tier(served: TestServer, busy: Any) -> None:
     found = await families(served)
-    loads = [i.load for i in busy.core.status(busy.now).instances if i.tier == "interactive" and i.state == "ready"]
+    loads = [i.load for i in busy.gateway.status(busy.now).instances if i.tier == "interactive" and i.state == "ready"]
     assert value(found, "multislo_gradient_fullest_ratio", tier="interactive") == max(loads)
     idle = [
-        i for i in busy.core.status(busy.now).instances if i.tier == "batch" and i.state == "ready" and not i.requests
+        i
+        for i in busy.gateway.status(busy.now).instances
+        if i.tier == "batch" and i.state == "ready" and not i.requests
     ]
     assert value(found, "multislo_gradient_emptied_instances", tier="batch") == len(idle)
 
@@ -100,12 +102,12 @@ async def test_the_process_tells_of_itself(served: TestServer) -> None:
 
 
 async def test_a_slice_boundary_inside_a_family_leaves_no_trace(busy: Any) -> None:
-    status = busy.core.status(busy.now)
+    status = busy.gateway.status(busy.now)
     one = status.instances[0]
     status.instances = [
         type(one)(**{**{f: getattr(one, f) for f in one.__slots__}, "id": f"i-{n}"}) for n in range(1500)
     ]
-    scrape = Scrape(status, 1.0, "0", Histogram(LAG_EDGES), Histogram(LAG_EDGES))
+    scrape = Scrape(status, 1.0, "0", Histogram(LAG_EDGES), Histogram(LAG_EDGES), {}, 0, 0, 0)
     text = b"".join([part async for part in exposition(scrape, CollectorRegistry())]).decode()
     parsed = {family.name: family for family in text_string_to_metric_families(text)}
     assert len(parsed["multislo_instance_state"].samples) == 4 * 1500 > SAMPLES_A_SLICE
