@@ -1,0 +1,186 @@
+"""`multislo router` as a process, before an emulated engine."""
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+WAIT_S = 60.0
+MANIFEST = """
+apiVersion: multislo.dev/v1alpha1
+kind: MultiSLOServing
+metadata: {name: llama}
+spec:
+  model: {name: llama}
+  profile: llama-3.1-8b-h200-tp1
+  tiers:
+    - {name: realtime, slo: {ttft: 1s, tpot: 50ms}}
+    - {name: batch, slo: {ttft: 2s, tpot: 100ms}}
+  scaling: {acceleratorsMax: 4}
+"""
+
+
+@dataclass
+class Router:
+    process: asyncio.subprocess.Process
+    api: str
+    admin: str
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(WAIT_S):
+            return await self.process.wait()
+
+
+async def started(*args: str) -> asyncio.subprocess.Process:
+    code = "import sys; from multislo.command import main; main(prog_name='multislo')"
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *args, stderr=pipe, stdout=pipe)
+
+
+async def failed(*args: str) -> tuple[int, str]:
+    process = await started(*args)
+    async with asyncio.timeout(WAIT_S):
+        _, said = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(MANIFEST)
+    return str(path)
+
+
+@asynccontextmanager
+async def routing(manifest: str, *args: str) -> AsyncIterator[Router]:
+    process = await started("router", "-f", manifest, "--port", "0", "--admin-port", "0", *args)
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            said = [(await process.stderr.readline()).decode() for _ in range(2)]
+        api, admin = (re.search(r"http://[0-9.:]+", line) for line in said)
+        assert api is not None, said
+        assert admin is not None, said
+        yield Router(process, api.group(), admin.group())
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def engine() -> AsyncIterator[str]:
+    """URL of an emulated engine."""
+    options = ("--profile", "llama-3.1-8b-h200-tp1", "--model", "llama", "--port", "0", "--startup", "0")
+    process = await started("emulate", *options)
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            while (found := re.search(r"http://[0-9.:]+", (await process.stderr.readline()).decode())) is None:
+                assert process.returncode is None
+        yield found.group()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def put(session: aiohttp.ClientSession, router: Router, url: str) -> None:
+    body = {"instances": [{"id": "realtime-0", "url": url, "tier": "realtime"}]}
+    async with session.put(f"{router.admin}/instances", json=body) as answer:
+        assert answer.status == 200, await answer.text()
+
+
+def asking(tokens: int) -> dict[str, Any]:
+    prompt = {"model": "llama", "prompt": "one two three", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    return {"json": prompt, "headers": {"x-slo-tier": "realtime"}}
+
+
+async def test_requests_go_through_and_the_admin_listener_tells_of_them(manifest: str) -> None:
+    async with engine() as url, routing(manifest) as router, aiohttp.ClientSession() as session:
+        await put(session, router, url)
+        async with session.post(f"{router.api}/v1/completions", **asking(20)) as answer:
+            assert answer.status == 200
+            assert (await answer.text()).rstrip().endswith("[DONE]")
+        async with session.get(f"{router.admin}/fleet") as answer:
+            tier = (await answer.json())["tiers"][0]
+        assert (tier["name"], tier["requests_met"] + tier["requests_missed"]) == ("realtime", 1)
+        async with session.get(f"{router.admin}/metrics") as answer:
+            text = await answer.text()
+        assert 'multislo_requests_total{outcome="completed",tier="realtime"} 1.0' in text
+        assert "multislo_decision_seconds_count 1.0" in text
+        async with session.get(f"{router.admin}/debug/decisions") as answer:
+            assert (await answer.json())["decisions"][-1]["instance"] == "realtime-0"
+        async with session.get(f"{router.admin}/readyz") as answer:
+            assert answer.status == 200
+
+
+async def test_told_to_stop_it_finishes_the_answer_that_is_under_way(manifest: str) -> None:
+    async with engine() as url, routing(manifest) as router, aiohttp.ClientSession() as session:
+        await put(session, router, url)
+        async with session.post(f"{router.api}/v1/completions", **asking(200)) as answer:
+            await answer.content.readline()
+            router.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(WAIT_S):
+                assert (await answer.text()).rstrip().endswith("[DONE]")
+        assert await router.ended() == 0
+
+
+async def test_told_twice_it_stops_at_once(manifest: str) -> None:
+    async with engine() as url, routing(manifest) as router, aiohttp.ClientSession() as session:
+        await put(session, router, url)
+        async with session.post(f"{router.api}/v1/completions", **asking(100_000)) as answer:
+            await answer.content.readline()
+            router.process.send_signal(signal.SIGINT)
+            assert router.process.stderr is not None
+            async with asyncio.timeout(WAIT_S):
+                assert b"1 answers are under way" in await router.process.stderr.readline()
+            router.process.send_signal(signal.SIGINT)
+            assert await router.ended() == 1
+            with pytest.raises(aiohttp.ClientError):
+                await answer.read()
+
+
+async def test_it_goes_with_its_parent(manifest: str) -> None:
+    parent = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        async with routing(manifest, "--parent-pid", str(parent.pid)) as router:
+            parent.kill()
+            await router.ended()
+    finally:
+        await parent.wait()
+
+
+async def test_a_port_that_is_taken_is_told_without_a_traceback(manifest: str) -> None:
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        taken = str(server.sockets[0].getsockname()[1])
+        for port, admin_port in ((taken, "0"), ("0", taken)):
+            code, said = await failed("router", "-f", manifest, "--port", port, "--admin-port", admin_port)
+            assert code == 1
+            assert f"cannot listen on 127.0.0.1:{taken}: Address already in use; choose another by --" in said
+            assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("-f", "/no/such/file"), "the file cannot be read: No such file or directory"),
+        (("--api-key-file", "/no/such/keys"), '--api-key-file: "/no/such/keys" cannot be read'),
+        (("--profile", "slow"), '"slow" must be the path of a YAML file or one of the shipped profiles'),
+    ],
+)
+async def test_what_cannot_be_read_is_named(manifest: str, option: tuple[str, str], says: str) -> None:
+    code, said = await failed("router", "-f", manifest, *option)
+    assert code == 2
+    assert says in said
+    assert "Traceback" not in said
