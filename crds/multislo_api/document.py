@@ -48,6 +48,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Other styles lose some line breaks (U+0085); this one escapes whatever it must.
+        return self.represent_scalar(f"{_TAG}str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 for _side in (_Loader, _Dumper):
     _side.yaml_implicit_resolvers = {}

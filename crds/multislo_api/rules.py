@@ -138,7 +138,7 @@ def _a_pod_template_is_one(known: Known) -> Iterator[Problem]:
         if key not in ("metadata", "spec"):
             yield Problem(
                 (*path, key),
-                f'unknown field (with {shown(value)}); must be one of metadata, spec; did you mean "spec.{key}"?',
+                f"unknown field (with {shown(value)}); must be one of metadata, spec; did you mean {shown(path_text(('spec', key)))}?",
             )
         elif not isinstance(value, dict):
             yield Problem((*path, key), f"{shown(value)} must be a mapping")

@@ -380,10 +380,11 @@ def test_no_problem_is_longer_than_a_line_or_hides_in_control_characters() -> No
     spoiled = document()
     put("spec.model.name", "\x1b[31m\u202e" + "x\n" * 5000)(spoiled)
     spoiled["spec"]["\x1b]0;owned\x07" * 50] = "\x00"
+    spoiled["spec"]["engine"]["podTemplate"] = {"\x1f": None}
 
     problems = problems_of(spoiled)
 
-    assert len(problems) == 2
+    assert len(problems) == 3
     assert all(problem.isprintable() and len(problem) < 400 for problem in problems)
 
 
