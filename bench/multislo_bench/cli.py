@@ -15,13 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from multislo_bench import options
+from multislo_bench.bench_cli import bench
 from multislo_bench.options import Wanted
 from multislo_bench.record import Outcome
 from multislo_bench.replay import Limits, Replayed, ReplayImpossible, Target, served_model
 from multislo_bench.replay import Progress as Moment
 from multislo_bench.replay import replay as send_all
 from multislo_bench.report import Window, report
-from multislo_bench.tables import print_report
+from multislo_bench.tables import print_report, wide
+
+__all__ = ["bench", "replay"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -179,7 +182,7 @@ def replay(url: str, **given: Any) -> None:
     result = report(done.records, done.timing, window)
     to_stdout = str(given["json_file"]) == "-"
     name = given["trace"].name if given["trace"] else given["workload"]
-    print_report(err if to_stdout else Console(), result, f"{name} against {url}")
+    print_report(wide(stderr=to_stdout), result, f"{name} against {url}")
     document = {"url": url, "workload": name, "seed": given["seed"], "started_unix_s": done.started_unix_s}
     if given["json_file"]:
         text = json.dumps(document | result.document(), indent=2)

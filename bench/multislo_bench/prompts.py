@@ -5,23 +5,17 @@ import json
 from dataclasses import dataclass
 from random import Random
 
-# Common English words of four letters: with the blank before it each is one token in the usual BPE vocabularies, and the
-# emulator counts words. All of one width, so that N words are a slice of 5*N bytes.
+# Common English words of three letters: with the blank before it each is one token in the usual BPE vocabularies, and the
+# emulator's tokens are four bytes. All of one width, so that N tokens are a slice of the text.
 WORDS = (
-    b"able area army away back ball bank base bird blue boat body book both call came card care case cent city club cold "
-    b"come cost dark data date days dead deal dear deep does done door down draw drop each east easy edge else even ever "
-    b"face fact fall farm fast fear feel feet fell felt file find fine fire fish five food foot form four free from full "
-    b"game gave girl give goal gold gone good gray grew hair half hall hand hard have head hear heat held help here high "
-    b"hold home hope hour huge idea inch iron just keep kept kind king knew know lady lake land last late lead left less "
-    b"life lift like line list live long look lost love made main make many mark mean meet mile mind miss moon more most "
-    b"move much must name near need news next nice nine note once only open over page paid park part pass past path plan "
-    b"play poor pull race rain read real rest rice rich ride ring rise road rock role room rose rule safe said sail salt "
-    b"same sand save seem seen sell send sent ship shop show side sign size skin snow soft soil some song soon sort star "
-    b"stay step stop such sure take talk tall team tell term test than that them then they thin this thus time tiny told "
-    b"took town tree trip true turn type unit upon vast very view vote wait walk wall want warm wash wave week well went "
-    b"west what when wide wife wild will wind wine wing wire wise wish with wood word work year"
+    b"act add age ago aid aim air all and any are arm art ask bad bag bar bat bay bed bet big bit box boy bus but "
+    b"buy can cap car cat cow cry cup cut dad day did die dog dry due ear eat egg end eye far fat few fit fix fly "
+    b"for fun gas get got gun guy had has hat her hey him his hit hot how ice its job joy key kid law lay leg let "
+    b"lie lot low man map may men met mix mom mud net new nor not now odd off oil old one our out own pay pen per "
+    b"pet pie put ran raw red rid row run sad sat saw say sea see set she sir sit six sky son sun tax tea ten the "
+    b"tie too top toy try two use van war was way wet who why win won yes yet you"
 ).split()
-WIDTH = 5
+WIDTH = 4
 # Starts to choose from; with 65,536 of them two of 1,000 prompts begin alike about 7 times, and most of those in no common
 # time. More would only cost memory.
 STARTS = 1 << 16
@@ -39,7 +33,7 @@ class Prompts:
     def body(self, prompt_tokens: int, output_tokens: int) -> bytes:
         """The JSON body that asks for exactly `output_tokens` after a prompt of exactly `prompt_tokens`."""
         start = self.dice.randrange(STARTS) * WIDTH
-        # The last character is a separator: N words of five bytes, less one.
+        # The last character is a separator.
         prompt = self.text[start : start + prompt_tokens * WIDTH - 1]
         return b"%b%b%b%d}" % (self.head, prompt, self.tail, output_tokens)
 
@@ -49,7 +43,7 @@ def prompts(model: str, chat: bool, as_ids: bool, tokens_max: int, seed: int) ->
     dice = Random(seed)
     count = STARTS + tokens_max
     if as_ids:
-        text = b"".join(b"%d," % number for number in dice.choices(range(1000, 10_000), k=count))
+        text = b"".join(b"%d," % number for number in dice.choices(range(100, 1000), k=count))
     else:
         text = b" ".join(dice.choices(WORDS, k=count))
     start, end = (b"[", b"]") if as_ids else (b'"', b'"')

@@ -64,6 +64,7 @@ class Progress:
     sent: int
     in_flight: int
     ended: int
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -196,7 +197,8 @@ class _Run:
                     connection.give_up(Outcome.TIMED_OUT)
             if self._on_progress is not None:
                 elapsed_s = now - self._started_at
-                self._on_progress(Progress(elapsed_s, self._sent, self._sent - self._ended, self._ended))
+                tokens = sum(record.tokens for record in self._records)
+                self._on_progress(Progress(elapsed_s, self._sent, self._sent - self._ended, self._ended, tokens))
 
 
 async def served_model(url: str, api_key: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +27,7 @@ def share(value: float | None) -> Text:
 
 def table(report: Report, title: str) -> RenderableType:
     """Per tier: attainment, TTFT and TPOT against the SLO, what went wrong, goodput."""
-    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     grid.add_column("tier")
     for heading in (
         "requests",
@@ -46,6 +47,12 @@ def table(report: Report, title: str) -> RenderableType:
         grid.add_section()
         grid.add_row("all", *_cells(report.total), style="bold")
     return Group(grid, *_lines(report))
+
+
+def wide(stderr: bool = False) -> Console:
+    """The terminal, or a hundred columns where there is none."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=100)
 
 
 def print_report(console: Console, report: Report, title: str) -> None:

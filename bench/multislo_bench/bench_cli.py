@@ -1,0 +1,122 @@
+"""`multislo bench placement` and `multislo bench proxy`."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group("bench")
+def bench() -> None:
+    """Measure the router's own cost."""
+
+
+@bench.command(epilog="Example: multislo bench placement --sizes 20,1000 --json")
+@click.option("--sizes", default="20,1000,10000", show_default=True, help="Instances of each fleet.")
+@click.option(
+    "--arrivals", type=click.IntRange(100, 1_000_000), default=4000, show_default=True, help="Measured, a size."
+)
+@click.option("--placement", type=click.Choice(["Pack", "Spread"]), default="Pack", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@JSON
+def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: bool) -> None:
+    """Time one placement of the router's core, with ~100 decodes and some prompts on each instance.
+
+    CPU time of `RouterCore.handle` for arriving requests, and of the events that place nothing (tokens, ends), whose cost must
+    not grow with the fleet. 10,000 instances take about 3 GB and two minutes.
+    """
+    from multislo_router.core.config import Placement
+
+    from multislo_bench.placement_cost import measure
+
+    try:
+        counts = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or not all(4 <= count <= 100_000 for count in counts):
+        raise click.BadParameter(f"{sizes!r} must be numbers from 4 to 100000 between commas", param_hint="--sizes")
+    err = Console(stderr=True)
+    figures: dict[str, dict[str, float]] = {}
+    for count in counts:
+        with err.status(f"{count} instances"):
+            figures[str(count)] = measure(count, arrivals, Placement(placement), seed, lambda _: None)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    table = Table(title=f"us of RouterCore.handle, {placement}", title_justify="left", header_style="bold")
+    for heading in ("instances", "arrival p50", "p99", "token p50", "mean", "p99", "end p50", "p99", "load", "held"):
+        table.add_column(heading, justify="right")
+    names = ("p50_us", "p99_us", "token_p50_us", "token_mean_us", "token_p99_us", "end_p50_us", "end_p99_us")
+    for size, row in figures.items():
+        cells = [f"{row[name]:.1f}" for name in names]
+        table.add_row(size, *cells, f"{row['load_mean']:.2f}", f"{row['held_share'] * 100:.1f} %")
+    Console().print(table)
+
+
+@bench.command(epilog="Example: multislo bench proxy --seconds 5 --rounds 3 --json")
+@click.option("--seconds", type=click.FloatRange(1, 120), default=5.0, show_default=True, help="Of one run.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 50), default=3, show_default=True, help="Alternating runs; medians count."
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 4096),
+    default=256,
+    show_default=True,
+    help="Paced streams for the cost a token.",
+)
+@click.option(
+    "--vllm-router", "binary", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Its program.  [default: installed from PyPI into an environment of its own in the user's cache]",
+)  # fmt: skip
+@JSON
+def proxy(seconds: float, rounds: int, streams: int, binary: Path | None, as_json: bool) -> None:
+    """Requests a second through the router on one core, beside vllm-router; CPU of a streamed token.
+
+    The router under test has core 0; wrk and nginx (Debian packages wrk, nginx-light), or the paced back end and its client,
+    share core 1. Both routers see the same eight back ends. Ratios are ours over theirs: of requests more is better, of p99 less.
+    """
+    from multislo_bench.processes import CannotMeasure
+    from multislo_bench.proxy_cost import measure, vllm_router_binary
+
+    err = Console(stderr=True)
+
+    def say(line: str) -> None:
+        err.print(line, highlight=False)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="multislo-bench-") as folder:
+            path = Path(folder)
+            # nginx's worker runs as another user.
+            path.chmod(0o755)
+            document = measure(seconds, rounds, streams, binary or vllm_router_binary(say), path, say)
+    except CannotMeasure as error:
+        err.print(f"error: {error}", style="red", highlight=False)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    _print_proxy(document)
+
+
+def _print_proxy(document: dict[str, Any]) -> None:
+    table = Table(title="through one core, median of the runs", title_justify="left", header_style="bold")
+    for heading in ("connections", "router", "req/s", "p99 ms", "us CPU/request", "ours / theirs"):
+        table.add_column(heading, justify="right")
+    for connections, row in document["concurrency"].items():
+        for name in ("ours", "vllm_router"):
+            figures = row[name]
+            ratio = f"{row['ratio_vllm_router']:.2f}x, p99 {row['p99_ratio']:.2f}x" if name == "ours" else ""
+            rate, cpu = f"{figures['requests_per_s']:.0f}", f"{figures['cpu_us_per_request']:.1f}"
+            table.add_row(connections, name, rate, f"{figures['p99_ms']:.2f}", cpu, ratio)
+    console = Console()
+    console.print(table)
+    tokens = document["us_per_token"]
+    console.print(f"CPU of a streamed token: ours {tokens['ours']:.1f} us, vllm-router {tokens['vllm_router']:.1f} us")

@@ -1,0 +1,86 @@
+"""A back end that streams tokens at a steady pace and costs little: `python -m multislo_bench.paced_server PORT PERIOD_S`. The
+proxy benchmark puts it behind the routers to measure what a relayed token costs them."""
+
+import asyncio
+import re
+import sys
+
+import uvloop
+
+EVENT = (
+    b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1763700000,"model":"m",'
+    b'"choices":[{"index":0,"text":" tok","logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
+)
+CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":%d,"total_tokens":%d}}\n\n'
+MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
+MAX_TOKENS = re.compile(rb'"max_tokens":\s*(\d+)')
+PHASES = 8
+"""Streams are dealt to so many clocks, as engines have iterations of their own: tokens come in groups, not all at once."""
+
+
+class Stream(asyncio.Protocol):
+    """One connection: a completion request is answered with a paced stream, everything else at once."""
+
+    phases: tuple[set["Stream"], ...] = tuple(set() for _ in range(PHASES))
+    started = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._received = b""
+        self._tokens = 0
+        self._sent = 0
+        self._phase = Stream.phases[0]
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if not found:
+            return
+        length = re.search(rb"content-length:\s*(\d+)", head, re.IGNORECASE)
+        if length is not None and len(body) < int(length[1]):
+            return
+        self._received = b""
+        wanted = MAX_TOKENS.search(body)
+        if head.startswith(b"POST /v1/") and wanted is not None:
+            self._tokens, self._sent = int(wanted[1]), 0
+            self._transport.write(HEAD)
+            Stream.started += 1
+            self._phase = Stream.phases[Stream.started % PHASES]
+            self._phase.add(self)
+        else:
+            answer = MODELS if b"/models" in head else b"{}"
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(answer), answer)
+            )
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._phase.discard(self)
+
+    def token(self) -> None:
+        """The next token of its answer, or the end."""
+        if self._sent < self._tokens:
+            self._sent += 1
+            self._transport.write(CHUNK)
+            return
+        end = USAGE % (self._tokens, self._tokens + 1) + b"data: [DONE]\n\n"
+        self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(end), end))
+        self._phase.discard(self)
+
+
+async def serve(port: int, period_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    await loop.create_server(Stream, "127.0.0.1", port)
+    due = loop.time()
+    while True:
+        for phase in Stream.phases:
+            due += period_s / PHASES
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            for stream in tuple(phase):
+                stream.token()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1]), float(sys.argv[2])))
