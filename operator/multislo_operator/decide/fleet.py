@@ -1,0 +1,136 @@
+"""What `decide` is told: the fleet as the manifest wants it, and as the router and the actuator see it. The actuators (processes,
+Deployments) fill these in; plain values, in seconds and instances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isfinite
+
+
+class InstanceState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    """It does not answer, or does not come up."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """One tier. `instances_min` is what the manifest says; `floor` is what its schedule asks for at this moment."""
+
+    name: str
+    tpot_s: float
+    ttft_s: float
+    instances_min: int
+    instances_max: int
+    floor: int = 0
+    batch_tokens: int = 0
+    """Token budget of an iteration that its instances are started with; 0 where the engine sets its own by deadlines."""
+
+    @property
+    def least(self) -> int:
+        return min(max(self.instances_min, self.floor), self.instances_max)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """What the manifest says of scaling. The order of `tiers` is the priority when the budget is short."""
+
+    tiers: tuple[TierSpec, ...]
+    startup_s: float
+    attainment: float = 0.99
+    accelerators_max: int | None = None
+    accelerators_per_instance: int = 1
+    warm_min: int = 0
+    warm_max: int = 0
+    stabilization_s: float = 120.0
+    drain_timeout_s: float = 900.0
+
+    @property
+    def instances_max(self) -> int | None:
+        """The budget in instances, over all tiers and the warm pool; None: no budget."""
+        if self.accelerators_max is None:
+            return None
+        return self.accelerators_max // max(1, self.accelerators_per_instance)
+
+    @property
+    def tightest_first(self) -> tuple[TierSpec, ...]:
+        return tuple(sorted(self.tiers, key=lambda tier: (tier.tpot_s, tier.ttft_s, tier.name)))
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceObserved:
+    """One instance that exists, whoever knows of it."""
+
+    id: str
+    tier: str | None
+    state: InstanceState
+    load: float = 0.0
+    """Share of its time that its admitted work needs, averaged over ~10 s; above 1: too much."""
+    calibration: float = 1.0
+    """Measured over predicted iteration time."""
+    requests: int | None = None
+    """Requests on it; None where the router does not tell, or does not know yet that the instance is draining."""
+    since_s: float = 0.0
+    """How long it has been in this state and in this tier."""
+    ever_ready: bool = True
+    batch_tokens: int = 0
+    """Token budget of an iteration that it was started with; 0 where the engine sets its own by deadlines."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierObserved:
+    """One tier as the router sees it."""
+
+    name: str
+    pending: int
+    pending_oldest_s: float
+    arrival_rate: float
+    work_rate: float
+    """Instance-seconds of work arriving a second: the instances that its traffic fills."""
+    work_rate_trend: float
+    refused: int = 0
+    """Since the router's start."""
+    attainment: float | None = None
+    """Over the last minute; None where nothing finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetObserved:
+    """Everything seen. `tiers` None: the router has not answered."""
+
+    instances: Sequence[InstanceObserved]
+    tiers: Sequence[TierObserved] | None
+    data_age_s: float = 0.0
+    router_uptime_s: float = float("inf")
+
+    def trouble(self, spec: FleetSpec) -> str | None:
+        """Why these figures say nothing about the load, in words; None where they can be relied on.
+
+        Absent figures are unknown, never zero: an autoscaler that takes them for zero shrinks a loaded fleet.
+        """
+        if self.tiers is None:
+            return "the router does not answer"
+        if not self.data_age_s <= DATA_AGE_MAX_S:
+            return f"the router's figures are {self.data_age_s:.0f} s old (more than {DATA_AGE_MAX_S:.0f} s)"
+        if not self.router_uptime_s >= ROUTER_WARMUP_S:
+            return f"the router started {self.router_uptime_s:.0f} s ago, its averages need {ROUTER_WARMUP_S:.0f} s"
+        seen = {tier.name: tier for tier in self.tiers}
+        for wanted in spec.tiers:
+            tier = seen.get(wanted.name)
+            if tier is None:
+                return f"the router does not know tier {wanted.name}"
+            figures = (tier.pending_oldest_s, tier.arrival_rate, tier.work_rate, tier.work_rate_trend)
+            if not all(map(isfinite, figures)) or tier.work_rate < 0.0:
+                return f"the router's figures for tier {wanted.name} are no numbers"
+        for instance in self.instances:
+            if not isfinite(instance.load) or not isfinite(instance.calibration):
+                return f"the load of {instance.id} is no number"
+        return None
+
+
+DATA_AGE_MAX_S = 5.0
+"""The router answers every second; five missing answers are no hiccup."""
+ROUTER_WARMUP_S = 10.0
+"""The averages of work and load have a time constant of ~10 s and start at zero: a fresh router looks idle."""

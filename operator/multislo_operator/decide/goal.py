@@ -1,0 +1,203 @@
+"""How many instances each tier shall have: the needs of `need` with minima, maxima, what runs already, and the budget. Used by `scale`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from multislo_operator.decide.draft import Draft
+from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceObserved, InstanceState, TierSpec
+from multislo_operator.decide.need import (
+    SETTLE_S,
+    Bounds,
+    Memory,
+    Need,
+    bounds,
+    fill_target,
+    pressed,
+)
+from multislo_operator.decide.plan import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A tier's desired count and why; `short` and `at_max` say where it is less than the load asks for."""
+
+    desired: int
+    urgent: int
+    """Up to this count the load asks for instances; beyond it, tiers only share out what runs: nothing is started for that."""
+    reason: str
+    terms: Terms
+    short: str | None = None
+    at_max: str | None = None
+
+
+def goals(
+    spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Sequence[Need], now: float, trouble: str | None
+) -> dict[str, Goal]:
+    """Per tier. In trouble (figures unknown): what runs, at least the minimum."""
+    draft = Draft(spec, list(observed.instances))
+    live = {tier.name: draft.live(tier.name) for tier in spec.tiers}
+    if trouble:
+        wanted = {tier.name: min(max(tier.least, live[tier.name]), tier.instances_max) for tier in spec.tiers}
+        urgent = {tier.name: tier.least for tier in spec.tiers}
+        reasons = {tier.name: "load unknown, minimum kept" for tier in spec.tiers}
+        terms: dict[str, Terms] = {tier.name: {} for tier in spec.tiers}
+    else:
+        limits = bounds(spec, memory, now)
+        waiting = pressed(spec, observed, memory, now)
+        wanted = _by_load(spec, limits, live)
+        urgent = _urgent(spec, limits, wanted, live)
+        _one_more_where_requests_wait(spec, observed, waiting, wanted, urgent, live)
+        reasons, terms = _why(spec, limits, found, waiting, live)
+    granted = within_budget(spec, wanted)
+    asks = {} if trouble else {t.name: t.work_rate / fill_target(spec.attainment) for t in observed.tiers or ()}
+    answer = {}
+    for tier in spec.tiers:
+        count = granted[tier.name]
+        short = None
+        if count < wanted[tier.name]:
+            short = f"{tier.name} would have {wanted[tier.name]}, the budget of {spec.instances_max} instances leaves it {count}"
+        at_max = None
+        asked = asks.get(tier.name, 0.0)
+        if count == tier.instances_max and asked > count:
+            at_max = f"{tier.name} is at its maximum of {count}, its load asks for {asked:.1f}"
+        answer[tier.name] = Goal(
+            count, min(urgent[tier.name], count), reasons[tier.name], terms[tier.name], short, at_max
+        )
+    return answer
+
+
+def _by_load(spec: FleetSpec, limits: Bounds, live: Mapping[str, int]) -> dict[str, int]:
+    """What runs already, raised to what the load needs now and lowered to what it has needed at most."""
+    wanted: dict[str, int] = {}
+    total = have = 0
+    for index, tier in enumerate(spec.tightest_first):
+        have += live[tier.name]
+        high = have if limits.high is None else limits.high[index]
+        count = max(limits.low[index], min(have, high)) - total
+        wanted[tier.name] = min(max(count, tier.least), tier.instances_max)
+        total += wanted[tier.name]
+    return wanted
+
+
+def _urgent(spec: FleetSpec, limits: Bounds, wanted: Mapping[str, int], live: Mapping[str, int]) -> dict[str, int]:
+    """What each tier must have so that no prefix of tiers lacks what its load needs now."""
+    urgent: dict[str, int] = {}
+    have = more = 0
+    for index, tier in enumerate(spec.tightest_first):
+        have += live[tier.name]
+        lacks = max(limits.low[index] - have - more, tier.least - live[tier.name], 0)
+        lacks = min(lacks, max(wanted[tier.name] - live[tier.name], 0))
+        more += lacks
+        urgent[tier.name] = live[tier.name] + lacks if lacks else 0
+    return urgent
+
+
+def _one_more_where_requests_wait(
+    spec: FleetSpec,
+    observed: FleetObserved,
+    waiting: Sequence[str],
+    wanted: dict[str, int],
+    urgent: dict[str, int],
+    live: Mapping[str, int],
+) -> None:
+    """One more than there are, in a tier whose requests wait, unless more is coming to it or to a tighter tier already.
+
+    What starts, or has only just become ready, counts as coming: a need starts one instance, not one a second.
+    """
+    total = have = coming = 0
+    for tier in spec.tightest_first:
+        total += wanted[tier.name]
+        have += live[tier.name]
+        coming += sum(1 for seen in observed.instances if seen.tier == tier.name and _is_coming(seen))
+        if tier.name in waiting and not coming and total <= have:
+            more = min(max(wanted[tier.name], live[tier.name]) + 1, tier.instances_max)
+            total += more - wanted[tier.name]
+            wanted[tier.name] = urgent[tier.name] = more
+            if total > have:
+                return
+
+
+def _is_coming(seen: InstanceObserved) -> bool:
+    return seen.state is InstanceState.STARTING or (seen.state is InstanceState.READY and seen.since_s < SETTLE_S)
+
+
+def _why(
+    spec: FleetSpec, limits: Bounds, found: Sequence[Need], waiting: Sequence[str], live: Mapping[str, int]
+) -> tuple[dict[str, str], dict[str, Terms]]:
+    reasons: dict[str, str] = {}
+    terms: dict[str, Terms] = {}
+    have = 0
+    for index, (tier, need) in enumerate(zip(spec.tightest_first, found, strict=True)):
+        have += live[tier.name]
+        low = limits.low[index]
+        high = have if limits.high is None else limits.high[index]
+        reasons[tier.name] = _reason(spec, tier, need, tier.name in waiting, have, low, high, limits.span_s)
+        terms[tier.name] = {
+            "work": need.work,
+            "growth": need.growth,
+            "backlog": need.backlog,
+            "fill_target": fill_target(spec.attainment),
+            "quota": need.quota,
+            "need_now": float(low),
+            "need_peak": float(high),
+        }
+    return reasons, terms
+
+
+def raised(spec: FleetSpec, wanted: Mapping[str, Goal], waiting: Sequence[str]) -> list[float]:
+    """Per prefix, what was wanted because requests wait (0 where none do): kept like any other peak of the need."""
+    answer = []
+    total = 0
+    reached = False
+    for tier in spec.tightest_first:
+        total += wanted[tier.name].desired
+        reached = reached or tier.name in waiting
+        answer.append(float(total) if reached else 0.0)
+    return answer
+
+
+def _reason(
+    spec: FleetSpec, tier: TierSpec, need: Need, waits: bool, have: int, low: int, high: int, span_s: float
+) -> str:
+    scope = _scope(spec, tier)
+    parts = [f"work {need.work:.2f}"]
+    if need.growth > 0.0:
+        parts.append(f"growth {need.growth:.2f}")
+    if need.backlog > 0.0:
+        parts.append(f"backlog {need.backlog:.2f}")
+    law = f"{' + '.join(parts)} at fill {fill_target(spec.attainment):.2f} need {need.quota:.2f} instances ({scope})"
+    if waits:
+        return f"requests wait; {law}"
+    if low > have:
+        return law
+    if high < have:
+        return f"{law}, with its margin no more than {high} of {have} in the last {span_s:.0f} s"
+    if low < have:
+        return f"{law}; kept until that has lasted {span_s:.0f} s"
+    return law
+
+
+def _scope(spec: FleetSpec, tier: TierSpec) -> str:
+    tiers = spec.tightest_first
+    index = tiers.index(tier)
+    if index == 0:
+        return tier.name
+    if index == len(tiers) - 1:
+        return "all tiers"
+    return f"{tier.name} and tighter"
+
+
+def within_budget(spec: FleetSpec, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Minima first, then what else is wanted, both in the manifest's order of tiers."""
+    left = spec.instances_max
+    if left is None:
+        return dict(wanted)
+    granted = {}
+    for tier in spec.tiers:
+        granted[tier.name] = min(tier.least, wanted[tier.name], left)
+        left -= granted[tier.name]
+    for tier in spec.tiers:
+        more = min(wanted[tier.name] - granted[tier.name], left)
+        granted[tier.name] += more
+        left -= more
+    return granted

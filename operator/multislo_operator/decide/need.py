@@ -1,0 +1,280 @@
+"""How many instances the load asks for: the law of scaling.up and scaling.down, without any action. `decide` turns it into actions.
+
+Instances serve each other's tiers, and every placement lets a looser tier's work onto a tighter tier's instances. So the law
+counts over *prefixes*: the tightest tier, the two tightest, ..., all. The need of a prefix is the work of its tiers over the
+target fill; only that sum is rounded up. The fleet as a whole rounds once, not once a tier, and no tier ever depends on looser
+instances than its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, log10, sqrt
+
+from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierObserved, TierSpec
+
+EXTRA_MAX = 0.25
+"""Growth foreseen over one start-up, and work piled up, add at most this share of the work together: trends are noisy and extrapolating
+them gains little, and what is piled up is mostly late by the time that an instance has started."""
+NOISE_WINDOW_S = 10.0
+"""Time constant of the router's averages: what arrives in it at random makes their noise."""
+GROWTH_DEAD = 3.0
+"""Growth below this many times the noise of the average is taken for noise."""
+LABEL_SPARE = 1
+"""A tier keeps this many instances more than it and the tighter ones need while the fleet keeps its size: changing homes to and fro
+serves nobody, since a spare instance serves looser tiers anyway."""
+GROWTH_HORIZON_MAX_S = 30.0
+"""Extrapolation reaches no further ahead than the averages look back."""
+BACKLOG_SPAN_MIN_S = 10.0
+"""The backlog is to be worked off within one start-up time, but no sooner than this."""
+SLOWER_MAX = 2.0
+"""Engines that are measured slower than the profile raise the need by at most this factor: beyond it the profile is wrong."""
+SHRINK_MARGIN = 0.10
+"""Shrinking needs this much more room than the target leaves: the gap between going up and coming down."""
+CONFIRM_S = 2.5
+"""A need that comes from averages must last this long."""
+PENDING_MOMENT_S = 0.25
+"""Requests may wait in the router this long, or for half of their TTFT, without being a reason to grow."""
+PRESSED_S = 1.5
+"""Pending for longer than a moment must last this long (or one request must have waited as long) before the tier counts as pressed."""
+PRESSED_IDLE_S = 10.0
+"""The same where the instances are less than half full: then it is rarely capacity that lacks."""
+SETTLE_S = 5.0
+"""An instance that has just become ready (or changed its tier) needs this long before still-pending requests ask for another."""
+REFUSED_AVERAGE_S = 10.0
+ROUNDING = 0.02
+"""Hundredths of an instance are no reason for a whole one."""
+PEAK_BUCKETS = 24
+PATIENCE_MAX = 8
+"""Each time that what was taken away is wanted back soon, the stabilisation time doubles, up to this many times itself; it halves again
+with each time that nothing is regretted. So a load on the edge between two sizes costs a few changes and then none."""
+REGRET_SPANS = 5.0
+"""Soon: within this many stabilisation times."""
+GAP_MAX_S = 10.0
+"""After a longer time without figures the stabilisation time begins anew."""
+
+
+def fill_target(attainment: float) -> float:
+    """How full the fleet may be planned: 0.90 of it to defend 90 %, 0.78 for 99 %, 0.66 for 99.9 %.
+
+    A well placed fleet holds 0.93 in steady state; the rest is for bursts within one start-up time, and each nine costs as much.
+    """
+    nines = -log10(max(1.0 - attainment, 1e-4))
+    return min(0.92, max(0.60, 1.02 - 0.12 * nines))
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What the tiers up to and including `tier` (tightest first) ask for; all in instances."""
+
+    tier: str
+    work: float
+    growth: float
+    backlog: float
+    noise: float
+    """Standard deviation of `work`, had its requests arrived at random."""
+    quota: float
+    """Sum of work, growth and backlog over the target fill."""
+    quota_roomy: float
+    """The quota with the margin for shrinking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What `decide` remembers. Start with `Memory()`; losing it costs one stabilisation time without shrinking, nothing else."""
+
+    tiers: tuple[str, ...] = ()
+    recent: tuple[tuple[float, tuple[float, ...]], ...] = ()
+    """(time, quota per prefix) of the last CONFIRM_S."""
+    peaks: tuple[tuple[float, tuple[float, ...]], ...] = ()
+    """(start of a bucket, highest need per prefix in it) over the stabilisation time."""
+    known_since: float | None = None
+    known_at: float | None = None
+    pressed_since: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
+    refused_rate: Mapping[str, float] = field(default_factory=dict)
+    patience: int = 1
+    """Multiple of the stabilisation time that shrinking waits for."""
+    shrunk_at: float | None = None
+    """When something was last taken away, while that may yet be regretted."""
+
+
+def needs(spec: FleetSpec, observed: FleetObserved) -> tuple[Need, ...]:
+    """The need of each prefix of tiers, tightest first."""
+    assert observed.tiers is not None
+    seen = {tier.name: tier for tier in observed.tiers}
+    fill = fill_target(spec.attainment)
+    slower = _slower(observed)
+    horizon_s = min(spec.startup_s, GROWTH_HORIZON_MAX_S)
+    answer = []
+    work = trend = backlog = arrivals = 0.0
+    for tier in spec.tightest_first:
+        now = seen[tier.name]
+        # A tier's traffic can ask for no more than its own maximum, though others may serve it.
+        work += min(now.work_rate * slower, tier.instances_max * fill)
+        trend += now.work_rate_trend * slower
+        arrivals += now.arrival_rate
+        if now.arrival_rate > 0.0 and _lingers(tier, now):
+            each_s = slower * now.work_rate / now.arrival_rate
+            backlog += now.pending * each_s / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
+        noise = work / sqrt(arrivals * NOISE_WINDOW_S) if arrivals > 0.0 else 0.0
+        backlog = min(backlog, EXTRA_MAX * work)
+        growth = min(max(trend * horizon_s - GROWTH_DEAD * noise, 0.0), EXTRA_MAX * work - backlog)
+        needed = work + growth + backlog
+        roomy = (needed * (1.0 + SHRINK_MARGIN) + noise) / fill
+        answer.append(Need(tier.name, work, growth, backlog, noise, needed / fill, roomy))
+    return tuple(answer)
+
+
+def _slower(observed: FleetObserved) -> float:
+    """How much longer the engines take than their profile says; the work rate is in the profile's seconds."""
+    measured = [i.calibration for i in observed.instances if i.state is InstanceState.READY]
+    return min(max(sum(measured) / len(measured), 1.0), SLOWER_MAX) if measured else 1.0
+
+
+def _lingers(tier: TierSpec, now: TierObserved) -> bool:
+    return now.pending > 0 and now.pending_oldest_s > max(PENDING_MOMENT_S, 0.5 * tier.ttft_s)
+
+
+def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Sequence[Need], now: float) -> Memory:
+    """The memory with this observation in it; without figures (`found` empty) only what must be forgotten is."""
+    names = tuple(tier.name for tier in spec.tightest_first)
+    if memory.tiers != names:
+        memory = Memory(tiers=names)
+    memory = _without_regret(memory, spec, now)
+    if not found or observed.tiers is None:
+        return replace(memory, recent=(), pressed_since={}, refused={}, refused_rate={})
+    fresh = memory.known_at is None or now - memory.known_at > GAP_MAX_S
+    since = now if fresh or memory.known_since is None else memory.known_since
+    quotas = tuple(need.quota for need in found)
+    recent = (*((at, q) for at, q in memory.recent if now - CONFIRM_S <= at < now), (now, quotas))
+    refused, rates = _refusals(observed.tiers, memory, now)
+    pressed = _pressed_since(spec, observed, memory, rates, now)
+    kept = replace(
+        memory,
+        recent=recent,
+        peaks=() if fresh else memory.peaks,
+        known_since=since,
+        known_at=now,
+        pressed_since=pressed,
+        refused=refused,
+        refused_rate=rates,
+    )
+    return with_peak(kept, spec, now, [need.quota_roomy for need in found])
+
+
+def with_peak(memory: Memory, spec: FleetSpec, now: float, needed: Sequence[float]) -> Memory:
+    """The memory that so many instances per prefix were needed now."""
+    width = max(spec.stabilization_s / PEAK_BUCKETS, 0.1)
+    kept = [(at, peak) for at, peak in memory.peaks if now - at <= PATIENCE_MAX * spec.stabilization_s + width]
+    if kept and now - kept[-1][0] < width:
+        at, peak = kept.pop()
+        return replace(memory, peaks=(*kept, (at, tuple(map(max, peak, needed)))))
+    return replace(memory, peaks=(*kept, (now, tuple(needed))))
+
+
+def with_regret(memory: Memory, now: float, grew: bool, shrank: bool) -> Memory:
+    """The memory of what a plan did to the size of the fleet."""
+    if shrank:
+        return replace(memory, shrunk_at=now)
+    if grew and memory.shrunk_at is not None:
+        return replace(memory, patience=min(PATIENCE_MAX, 2 * memory.patience), shrunk_at=None)
+    return memory
+
+
+def _without_regret(memory: Memory, spec: FleetSpec, now: float) -> Memory:
+    if memory.shrunk_at is None or now - memory.shrunk_at <= REGRET_SPANS * spec.stabilization_s:
+        return memory
+    return replace(memory, patience=max(1, memory.patience // 2), shrunk_at=None)
+
+
+def _refusals(tiers: Sequence[TierObserved], memory: Memory, now: float) -> tuple[dict[str, int], dict[str, float]]:
+    refused = {tier.name: tier.refused for tier in tiers}
+    rates = dict(memory.refused_rate)
+    passed = now - memory.known_at if memory.known_at is not None else 0.0
+    if passed > 0.0:
+        for tier in tiers:
+            more = max(0, tier.refused - memory.refused.get(tier.name, tier.refused))
+            share = min(1.0, passed / REFUSED_AVERAGE_S)
+            rates[tier.name] = (1.0 - share) * rates.get(tier.name, 0.0) + share * more / passed
+    return refused, rates
+
+
+def _pressed_since(
+    spec: FleetSpec, observed: FleetObserved, memory: Memory, refused_rate: Mapping[str, float], now: float
+) -> dict[str, float]:
+    assert observed.tiers is not None
+    wanted = {tier.name: tier for tier in spec.tiers}
+    half_full = mean_load(observed) >= 0.5 * fill_target(spec.attainment)
+    since = {}
+    for tier in observed.tiers:
+        if tier.name not in wanted:
+            continue
+        # A goal of 99 % allows a hundredth to be refused; twice that is want of capacity, if the instances are busy at all.
+        allowed = 2.0 * (1.0 - spec.attainment) * tier.arrival_rate + 0.05
+        refuses = half_full and refused_rate.get(tier.name, 0.0) > allowed
+        if _lingers(wanted[tier.name], tier) or refuses:
+            since[tier.name] = memory.pressed_since.get(tier.name, now)
+    return since
+
+
+def mean_load(observed: FleetObserved) -> float:
+    """Of all instances that hold work; 1 where there is none, since then nothing has room."""
+    loads = [i.load for i in observed.instances if i.state in (InstanceState.READY, InstanceState.DRAINING)]
+    return sum(loads) / len(loads) if loads else 1.0
+
+
+def pressed(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float) -> list[str]:
+    """The tiers whose requests wait, or are refused, for want of an instance."""
+    half_full = mean_load(observed) >= 0.5 * fill_target(spec.attainment)
+    patience = PRESSED_S if half_full else PRESSED_IDLE_S
+    answer = []
+    for tier in observed.tiers or ():
+        since = memory.pressed_since.get(tier.name)
+        if since is None:
+            continue
+        waited = tier.pending_oldest_s if tier.pending else 0.0
+        if now - since >= patience or (half_full and waited >= 2.0 * PRESSED_S):
+            answer.append(tier.name)
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Per prefix of tiers: at least `low` instances now, and no use for more than `high` (None: not known long enough)."""
+
+    low: tuple[int, ...]
+    high: tuple[int, ...] | None
+    span_s: float
+    """The stabilisation time as it is now."""
+
+
+def bounds(spec: FleetSpec, memory: Memory, now: float) -> Bounds:
+    confirmed = [min(column) for column in zip(*(quotas for _, quotas in memory.recent), strict=True)]
+    low = whole(spec, confirmed)
+    span_s = memory.patience * spec.stabilization_s
+    if memory.known_since is None or now - memory.known_since < span_s:
+        return Bounds(low, None, span_s)
+    width = span_s / PEAK_BUCKETS
+    recent = [peak for at, peak in memory.peaks if now - at <= span_s + width]
+    peaks = [max(column) for column in zip(*recent, strict=True)]
+    return Bounds(low, _with_spare(spec, whole(spec, peaks)), span_s)
+
+
+def _with_spare(spec: FleetSpec, high: tuple[int, ...]) -> tuple[int, ...]:
+    """A spare one for each prefix but the last, as far as the whole fleet's number and the looser tiers' minima leave one."""
+    room = high[-1]
+    answer = [room]
+    for tier, count in zip(reversed(spec.tightest_first[1:]), reversed(high[:-1]), strict=True):
+        room -= tier.least
+        answer.append(max(count, min(count + LABEL_SPARE, room)))
+    return tuple(reversed(answer))
+
+
+def whole(spec: FleetSpec, quotas: Sequence[float]) -> tuple[int, ...]:
+    """Whole instances per prefix, with each tier's minimum and maximum kept."""
+    total = 0
+    answer = []
+    for tier, quota in zip(spec.tightest_first, quotas, strict=True):
+        total = min(max(ceil(quota - ROUNDING), total + tier.least), total + tier.instances_max)
+        answer.append(total)
+    return tuple(answer)

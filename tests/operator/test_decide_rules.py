@@ -1,0 +1,303 @@
+"""Single decisions: what is planned for one fleet seen once, or a few seconds in a row."""
+
+from dataclasses import replace
+
+import pytest
+from multislo_operator.decide.fleet import (
+    FleetObserved,
+    FleetSpec,
+    InstanceObserved,
+    InstanceState,
+    TierObserved,
+    TierSpec,
+)
+from multislo_operator.decide.need import Memory, fill_target
+from multislo_operator.decide.plan import CallOffDrain, Convert, Drain, HoldCause, Plan, Start, Stop
+from multislo_operator.decide.scale import decide
+
+READY, STARTING, DRAINING, FAILED = (
+    InstanceState.READY,
+    InstanceState.STARTING,
+    InstanceState.DRAINING,
+    InstanceState.FAILED,
+)
+
+
+def a_spec(**changes: object) -> FleetSpec:
+    spec = FleetSpec(
+        tiers=(
+            TierSpec("tight", 0.02, 0.3, 1, 8, batch_tokens=512),
+            TierSpec("middle", 0.05, 0.5, 1, 8, batch_tokens=1024),
+            TierSpec("loose", 0.1, 1.0, 0, 8, batch_tokens=2048),
+        ),
+        startup_s=60.0,
+        accelerators_max=12,
+        stabilization_s=120.0,
+    )
+    return replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def instances(**counts: int) -> list[InstanceObserved]:
+    """`tight=2` gives tight-0 and tight-1, ready for long; `warm=1` a warm one."""
+    return [
+        InstanceObserved(f"{tier}-{n}", None if tier == "warm" else tier, READY, load=0.5, requests=5, since_s=1000.0)
+        for tier, count in counts.items()
+        for n in range(count)
+    ]
+
+
+def tiers(
+    works: tuple[float, float, float] = (0.5, 0.5, 0.5), pending: str | None = None, oldest_s: float = 5.0
+) -> list[TierObserved]:
+    return [
+        TierObserved(
+            name,
+            pending=20 if name == pending else 0,
+            pending_oldest_s=oldest_s if name == pending else 0.0,
+            arrival_rate=work * 10.0,
+            work_rate=work,
+            work_rate_trend=0.0,
+            attainment=1.0,
+        )
+        for name, work in zip(("tight", "middle", "loose"), works, strict=True)
+    ]
+
+
+def seen_once(spec: FleetSpec, seen: list[InstanceObserved], figures: list[TierObserved] | None) -> Plan:
+    return decide(spec, FleetObserved(seen, figures), Memory(), 1000.0)[0]
+
+
+def seen_for(
+    seconds: int,
+    spec: FleetSpec,
+    seen: list[InstanceObserved],
+    figures: list[TierObserved],
+    at_last: list[TierObserved] | None = None,
+) -> Plan:
+    """The plan after the same fleet has been seen every second for so long (no plan was carried out)."""
+    memory = Memory()
+    for second in range(seconds):
+        _, memory = decide(spec, FleetObserved(seen, figures), memory, float(second))
+    return decide(spec, FleetObserved(seen, at_last or figures), memory, float(seconds))[0]
+
+
+def test_an_empty_machine_gets_the_minima_even_before_the_router_answers() -> None:
+    plan = seen_once(a_spec(warm_min=1, warm_max=1), [], None)
+    assert [a.tier for a in plan.actions if isinstance(a, Start)] == ["tight", "middle", None]
+    assert not plan.known
+    assert plan.holds[0].cause is HoldCause.DATA_UNKNOWN
+
+
+def test_work_that_does_not_fit_starts_all_that_it_needs_at_once() -> None:
+    plan = seen_once(a_spec(), instances(tight=1, middle=1), tiers((0.5, 2.0, 2.0)))
+    # 4.5 at a fill of 0.78 are 5.77: six instances, four more.
+    assert len(plan.actions) == 4
+    assert all(isinstance(a, Start) for a in plan.actions)
+    assert sum(row.desired for row in plan.tiers) == 6
+
+
+def test_the_fleet_rounds_once_and_not_once_a_tier() -> None:
+    # 1.3 instances for each tier: 4 in all, where each tier alone would take 2.
+    plan = seen_once(a_spec(), [], tiers((1.0, 1.0, 1.0)))
+    assert {row.name: row.desired for row in plan.tiers} == {"tight": 2, "middle": 1, "loose": 1}
+
+
+def test_a_start_names_its_reason_and_its_terms() -> None:
+    plan = seen_once(a_spec(), instances(tight=1, middle=1), tiers((0.5, 2.0, 0.0)))
+    start = plan.actions[0]
+    assert isinstance(start, Start)
+    assert "middle wants" in start.reason
+    assert "work 2.50" in start.reason
+    assert start.terms["work"] == pytest.approx(2.5)
+
+
+def test_a_starting_instance_is_supply_on_the_way_up() -> None:
+    seen = [*instances(tight=1, middle=1), InstanceObserved("new", "middle", STARTING, ever_ready=False)]
+    plan = seen_for(5, a_spec(), seen, tiers((0.4, 0.8, 0.5), pending="middle"))
+    assert not plan.actions
+
+
+def test_requests_that_linger_start_one_instance_though_the_averages_see_no_need() -> None:
+    plan = seen_for(2, a_spec(), instances(tight=1, middle=1), tiers((0.3, 0.3, 0.3), pending="middle"))
+    assert [a.tier for a in plan.actions if isinstance(a, Start)] == ["middle"]
+    assert "requests wait" in plan.actions[0].reason
+
+
+def test_a_request_held_for_a_moment_is_no_reason_to_grow() -> None:
+    figures = tiers((0.3, 0.3, 0.3), pending="middle", oldest_s=0.1)
+    assert not seen_for(5, a_spec(), instances(tight=1, middle=1), figures).actions
+
+
+def test_growth_is_foreseen_one_start_up_ahead_and_bounded() -> None:
+    rising = [replace(t, work_rate_trend=10.0) for t in tiers((0.5, 0.5, 0.5))]
+    plan = seen_once(a_spec(), instances(tight=1, middle=1), rising)
+    # A quarter more than 1.5, not the 600 that the trend says: 1.875 / 0.78 = 2.4.
+    assert sum(row.desired for row in plan.tiers) == 3
+
+
+def test_engines_slower_than_their_profile_need_more_of_them() -> None:
+    slow = [replace(i, calibration=1.5) for i in instances(tight=1, middle=1)]
+    assert len(seen_once(a_spec(), slow, tiers()).actions) == 1
+    assert not seen_once(a_spec(), instances(tight=1, middle=1), tiers()).actions
+
+
+def test_a_warm_instance_is_converted_before_one_is_started() -> None:
+    plan = seen_once(a_spec(warm_max=2), instances(tight=1, middle=1, warm=1), tiers((0.5, 1.5, 0.5)))
+    assert [type(a) for a in plan.actions] == [Convert, Start]
+    assert plan.actions[0] == replace(plan.actions[0], instance="warm-0", tier="middle")  # type: ignore[arg-type]
+
+
+def test_when_the_mix_turns_instances_change_their_tier_and_none_is_started() -> None:
+    plan = seen_once(a_spec(), instances(tight=1, middle=4), tiers((3.0, 0.3, 0.0)))
+    moved = [a for a in plan.actions if isinstance(a, Convert)]
+    assert len(moved) == 3
+    assert {a.tier for a in moved} == {"tight"}
+    assert not [a for a in plan.actions if isinstance(a, Start)] or len(plan.actions) == 3
+
+
+def test_a_drain_is_called_off_before_anything_is_started() -> None:
+    seen = [*instances(tight=1, middle=1), InstanceObserved("tail", "middle", DRAINING, requests=2, since_s=30.0)]
+    plan = seen_once(a_spec(), seen, tiers((0.5, 1.2, 0.5)))
+    assert [type(a) for a in plan.actions] == [CallOffDrain]
+
+
+def test_what_is_drained_and_empty_is_stopped_and_what_is_not_waits() -> None:
+    seen = [
+        *instances(tight=1, middle=1),
+        InstanceObserved("empty", "middle", DRAINING, requests=0, since_s=9.0),
+        InstanceObserved("busy", "middle", DRAINING, requests=1, since_s=9.0),
+        InstanceObserved("not-yet-told", "middle", DRAINING, requests=None, since_s=0.0),
+    ]
+    plan = seen_once(a_spec(), seen, tiers((0.2, 0.2, 0.2)))
+    assert [a.instance for a in plan.actions if isinstance(a, Stop)] == ["empty"]
+
+
+def test_a_drain_that_takes_too_long_is_ended() -> None:
+    seen = [*instances(tight=1, middle=1), InstanceObserved("slow", "middle", DRAINING, requests=3, since_s=901.0)]
+    (stop,) = seen_once(a_spec(), seen, tiers((0.2, 0.2, 0.2))).actions
+    assert isinstance(stop, Stop)
+    assert "3 requests left" in stop.reason
+
+
+def test_the_emptied_tail_drains_after_the_stabilisation_time_and_not_before() -> None:
+    seen = instances(tight=1, middle=3)
+    seen[2] = replace(seen[2], load=0.1, requests=1)
+    figures = tiers((0.3, 0.3, 0.3))
+    assert not seen_for(119, a_spec(), seen, figures).actions
+    (drain,) = seen_for(121, a_spec(), seen, figures).actions
+    assert isinstance(drain, Drain)
+    assert drain.instance == "middle-1"
+
+
+def test_spare_instances_fill_the_warm_pool_before_they_are_stopped() -> None:
+    plan = seen_for(121, a_spec(warm_max=1), instances(tight=1, middle=3), tiers((0.3, 0.3, 0.3)))
+    assert [type(a) for a in plan.actions] == [Convert, Drain]
+    assert isinstance(plan.actions[0], Convert)
+    assert plan.actions[0].tier is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "at_last", "cause"),
+    [
+        ([], tiers((0.2, 0.2, 0.2), pending="loose", oldest_s=0.8), HoldCause.PENDING),
+        ([InstanceObserved("new", "tight", STARTING, ever_ready=False)], None, HoldCause.STARTING),
+        ([InstanceObserved("old", "tight", DRAINING, requests=2)], None, HoldCause.DRAINING),
+        ([], [replace(t, attainment=0.9) for t in tiers((0.2, 0.2, 0.2))], HoldCause.ATTAINMENT_LOW),
+    ],
+)
+def test_nothing_goes_down_while_something_moves_or_waits(
+    extra: list[InstanceObserved], at_last: list[TierObserved] | None, cause: HoldCause
+) -> None:
+    seen = [*instances(tight=1, middle=4), *extra]
+    plan = seen_for(125, a_spec(), seen, tiers((0.2, 0.2, 0.2)), at_last)
+    assert not plan.actions
+    assert cause in {hold.cause for hold in plan.holds}
+
+
+def test_a_dead_instance_is_no_supply_and_one_that_never_came_up_is_not_added_to() -> None:
+    figures = tiers((0.3, 0.3, 0.0))
+    died = InstanceObserved("middle-0", "middle", FAILED, since_s=1.0, ever_ready=True)
+    assert [type(a) for a in seen_once(a_spec(), [*instances(tight=1), died], figures).actions] == [Start]
+    unborn = replace(died, ever_ready=False)
+    plan = seen_once(a_spec(), [*instances(tight=1), unborn], figures)
+    assert not plan.actions
+    assert plan.holds[0].cause is HoldCause.NOT_COMING_UP
+
+
+def test_an_instance_that_stays_dead_gives_its_accelerators_back() -> None:
+    died = InstanceObserved("middle-9", "middle", FAILED, since_s=91.0, ever_ready=True)
+    plan = seen_once(a_spec(), [*instances(tight=1, middle=1), died], tiers((0.3, 0.3, 0.0)))
+    assert [a.instance for a in plan.actions if isinstance(a, Stop)] == ["middle-9"]
+
+
+def test_a_short_budget_goes_to_the_tiers_in_their_order_after_all_minima() -> None:
+    plan = seen_once(a_spec(accelerators_max=5), [], tiers((3.0, 3.0, 3.0)))
+    assert {row.name: row.desired for row in plan.tiers} == {"tight": 4, "middle": 1, "loose": 0}
+    assert len(plan.actions) == 5
+    assert {hold.tier for hold in plan.holds if hold.cause is HoldCause.BUDGET_SHORT} == {"middle", "loose"}
+
+
+def test_the_budget_counts_accelerators_and_not_instances() -> None:
+    plan = seen_once(a_spec(accelerators_max=7, accelerators_per_instance=2), [], tiers((3.0, 3.0, 3.0)))
+    assert len(plan.actions) == 3
+
+
+def test_with_no_accelerator_free_a_looser_tier_gives_up_an_instance_of_the_wrong_token_budget() -> None:
+    seen = [replace(i, batch_tokens=2048) for i in instances(loose=4)]
+    seen += [replace(i, batch_tokens=512) for i in instances(tight=1, middle=1)]
+    plan = seen_once(a_spec(accelerators_max=6), seen, tiers((2.3, 0.3, 2.0)))
+    moved = [a for a in plan.actions if isinstance(a, Convert)]
+    assert len(moved) == 2
+    assert "no accelerator is free" in moved[0].reason
+
+
+@pytest.mark.parametrize(
+    ("observed", "word"),
+    [
+        ({"tiers": None}, "does not answer"),
+        ({"data_age_s": 6.0}, "6 s old"),
+        ({"data_age_s": float("nan")}, "old"),
+        ({"router_uptime_s": 3.0}, "started 3 s ago"),
+        ({"tiers": [replace(t, work_rate=float("nan")) for t in tiers()]}, "no numbers"),
+        ({"tiers": tiers()[:2]}, "does not know tier loose"),
+    ],
+)
+def test_figures_that_say_nothing_hold_the_fleet_and_keep_the_minima(observed: dict[str, object], word: str) -> None:
+    seen = FleetObserved(instances(middle=5), tiers((0.0, 0.0, 0.0)))
+    plan, _ = decide(a_spec(), replace(seen, **observed), Memory(), 0.0)  # type: ignore[arg-type]
+    assert [(type(a), getattr(a, "tier", None)) for a in plan.actions] == [(Start, "tight")]
+    assert word in plan.holds[0].reason
+    assert not plan.known
+
+
+def test_after_a_gap_without_figures_the_stabilisation_time_begins_anew() -> None:
+    spec, seen, figures = a_spec(), instances(tight=1, middle=3), tiers((0.3, 0.3, 0.3))
+    memory = Memory()
+    for second in range(130):
+        known = second < 100 or second > 115
+        plan, memory = decide(spec, FleetObserved(seen, figures if known else None), memory, float(second))
+        assert not plan.actions
+
+
+def test_a_scheduled_floor_lifts_the_minimum_but_not_over_the_maximum() -> None:
+    spec = a_spec()
+    spec = replace(spec, tiers=(replace(spec.tiers[0], floor=3), replace(spec.tiers[1], floor=30), spec.tiers[2]))
+    plan = seen_once(spec, [], tiers((0.0, 0.0, 0.0)))
+    assert {row.name: row.desired for row in plan.tiers} == {"tight": 3, "middle": 8, "loose": 0}
+
+
+def test_a_tier_at_its_maximum_says_so() -> None:
+    spec = a_spec(accelerators_max=None)
+    spec = replace(spec, tiers=(replace(spec.tiers[0], instances_max=2), *spec.tiers[1:]))
+    plan = seen_once(spec, [], tiers((9.0, 0.1, 0.1)))
+    assert plan.tiers[0].desired == 2
+    assert HoldCause.TIER_AT_MAX in {hold.cause for hold in plan.holds}
+
+
+def test_a_lowered_budget_is_obeyed_at_once() -> None:
+    plan = seen_once(a_spec(accelerators_max=3), instances(tight=2, middle=3), tiers((2.0, 2.0, 2.0), pending="loose"))
+    assert len([a for a in plan.actions if isinstance(a, Drain)]) == 2
+
+
+def test_the_target_fill_leaves_more_room_for_each_nine() -> None:
+    assert [round(fill_target(a), 2) for a in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)] == [0.92, 0.9, 0.86, 0.78, 0.66, 0.6]
