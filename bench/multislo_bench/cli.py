@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace as changed
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from multislo_bench import options
 from multislo_bench.bench_cli import bench
+from multislo_bench.fleet_watch import FleetWatch
 from multislo_bench.options import Wanted
 from multislo_bench.record import Outcome
 from multislo_bench.replay import Limits, Replayed, ReplayImpossible, Target, served_model
@@ -24,7 +26,7 @@ from multislo_bench.replay import replay as send_all
 from multislo_bench.report import Window, report
 from multislo_bench.tables import print_report, wide
 
-__all__ = ["bench", "replay"]
+__all__ = ["bench", "demo", "replay"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -249,3 +251,77 @@ def run_with_progress(
 
     with bar:
         return uvloop.run(run())
+
+
+@click.command("demo", epilog="Example: multislo demo --duration 100 --out demo")
+@click.option("-f", "--file", "manifest_path", type=FILE, default="examples/demo.yaml", show_default=True)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(20, 3600),
+    default=100.0,
+    show_default=True,
+    help="Seconds of arrivals, twice.",
+)
+@click.option(
+    "--low", type=POSITIVE, default=4.0, show_default=True, help="Requests a second at the start and the end."
+)
+@click.option("--peak", type=POSITIVE, default=20.0, show_default=True, help="Requests a second at the peak.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=7, show_default=True)
+@click.option("--rival", type=click.Choice(["round_robin", "least_requests"]), default="round_robin", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="demo",
+    show_default=True,
+    help="Folder for report.json, demo.png and logs.",
+)
+def demo(manifest_path: Path, duration_s: float, low: float, peak: float, seed: int, rival: str, out: Path) -> None:
+    """One fleet under a load that rises and falls; then the same requests under round robin on as many instances.
+
+    Starts `multislo up` with emulated engines on this machine, replays a built-in workload shaped to a public trace, and prints
+    both runs side by side. Takes about four minutes.
+    """
+    from multislo_api.cli import manifest_at
+
+    from multislo_bench import demo as story_of
+    from multislo_bench.demo_view import print_demo, save_picture
+    from multislo_bench.processes import CannotMeasure
+
+    err = Console(stderr=True)
+    began = perf_counter()
+    manifest = manifest_at(manifest_path)
+    story = story_of.Story(duration_s, low, peak, seed)
+    requests = story_of.requests_of(story, manifest, story_of.profile_for(manifest))
+    model = manifest.spec.model.served_names[0]
+    out.mkdir(parents=True, exist_ok=True)
+
+    def run(label: str, url: str, watch: FleetWatch) -> story_of.Run:
+        runs: list[story_of.Run] = []
+
+        async def start(show: Callable[[Moment], None], stop: asyncio.Event) -> Replayed:
+            runs.append(await story_of.watched(requests, url, model, watch, story, show, stop))
+            return runs[0].replayed
+
+        run_with_progress(err, label, duration_s, start)
+        return runs[0]
+
+    try:
+        err.print(f"{len(requests)} requests over {duration_s:g} s, {low:g} to {peak:g} a second; starting the fleet")
+        with story_of.our_fleet(manifest_path, manifest, out) as (url, admin):
+            ready_s = perf_counter() - began
+            err.print(f"ready after {ready_s:.1f} s; live page: {admin}/", style="bold", highlight=False)
+            ours = run("multislo", url, FleetWatch(admin))
+        if ours.first_token_s is not None:
+            err.print(f"first token served {ready_s + ours.first_token_s:.1f} s after the start", highlight=False)
+        count = story_of.rival_instances(ours)
+        err.print(f"the same requests under {rival}, on {count} instances all the time", highlight=False)
+        with story_of.rival_fleet(manifest_path, manifest, count, rival, out) as (url, engines):
+            other = run(rival, url, FleetWatch(None, engines))
+    except CannotMeasure as error:
+        err.print(f"error: {error}", style="red", highlight=False)
+        sys.exit(1)
+    print_demo(wide(), ours, other, rival, count)
+    story_of.save_report(out / "report.json", {"multislo": ours, rival: other})
+    save_picture(out / "demo.png", ours, other, rival)
+    err.print(f"written: {out}/report.json, {out}/demo.png", highlight=False)

@@ -48,8 +48,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running(name: str, command: Sequence[str], log: Path, core: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts a program in its own process group, with its output in `log`, and ends the whole group at the end."""
+def running(
+    name: str, command: Sequence[str], log: Path, core: int | None = None, patience_s: float = STOP_S
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a program in its own process group, with its output in `log`, and ends it and the whole group at the end."""
     pinned = [need("taskset", "util-linux"), "-c", str(core), *command] if core is not None else list(command)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -60,19 +62,18 @@ def running(name: str, command: Sequence[str], log: Path, core: int | None = Non
         if process.poll() is not None:
             raise CannotMeasure(f"{name} ended by itself with {process.returncode}:\n{tail(log)}")
     finally:
-        stop(process)
+        stop(process, patience_s)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the group, SIGKILL to what is left of it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+def stop(process: subprocess.Popen[bytes], patience_s: float = STOP_S) -> None:
+    """SIGTERM to the process, which ends its own children; SIGKILL to what is left of its group then."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
-            break
+            process.wait(patience_s)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, within_s: float = 60.0) -> None:

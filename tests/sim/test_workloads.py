@@ -113,6 +113,16 @@ def test_an_inverted_mix_turns_the_shares_round_for_its_time():
     assert shares == pytest.approx([0.1, 0.6, 0.1], abs=0.02)
 
 
+def test_a_request_too_long_for_its_tier_goes_to_the_next_that_could_serve_it():
+    requests = [Request(0.0, 10, 1), Request(0.0, 5000, 1), Request(0.0, 90_000, 1)] * 100
+
+    assigned = with_tiers(
+        requests, TIERS[:2], 1, attainable=lambda r, tier: r.prompt_tokens < 100_000 * (tier.share - 1)
+    )
+
+    assert {request.tier for request in assigned} == {"interactive"}
+
+
 def test_polyserve_gives_only_slos_that_an_idle_instance_meets():
     requests = shaped_lengths(SHAPES["mooncake-like"], 4_000, seed=1)
 

@@ -30,9 +30,17 @@ class MixChange:
 
 
 def with_tiers(
-    requests: Sequence[Request], tiers: Sequence[TierShare], seed: int, changes: Sequence[MixChange] = ()
+    requests: Sequence[Request],
+    tiers: Sequence[TierShare],
+    seed: int,
+    changes: Sequence[MixChange] = (),
+    attainable: Callable[[Request, TierShare], bool] | None = None,
 ) -> list[Request]:
-    """Every request with a tier drawn by the shares, and that tier's SLO."""
+    """Every request with a tier drawn by the shares, and that tier's SLO.
+
+    With `attainable`, a request that its tier could not serve in time even when idle goes to the next tier in order that could,
+    and to the last one where none could.
+    """
     if not tiers:
         raise WorkloadInvalid("tiers: none given, at least 1 is needed")
     base = tuple(tier.share for tier in tiers)
@@ -49,7 +57,11 @@ def with_tiers(
         for change in ordered:
             if request.at_s >= change.at_s:
                 shares = change.shares
-        tier = dice.choices(tiers, weights=shares)[0]
+        index = dice.choices(range(len(tiers)), weights=shares)[0]
+        if attainable is not None:
+            while index < len(tiers) - 1 and not attainable(request, tiers[index]):
+                index += 1
+        tier = tiers[index]
         assigned.append(replace(request, tier=tier.name, ttft_s=tier.ttft_s, tpot_s=tier.tpot_s))
     return assigned
 
