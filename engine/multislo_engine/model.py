@@ -168,8 +168,7 @@ class EngineModel:
         """Tokens of all iterations that have ended by now, in order; every iteration starts when the one before has
         ended."""
         tokens: list[EngineToken] = []
-        while self._ends <= now:
-            at = self._ends
+        while (at := self._ends) <= now and at < inf:
             self._complete(at, tokens)
             self._start(at)
         return tokens

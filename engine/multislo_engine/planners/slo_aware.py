@@ -119,8 +119,10 @@ class SloAware:
         deadline)."""
         law = self.latency
         batch, kv_tokens = len(view.decodes), view.decode_kv_tokens
-        chunk = law.chunk_max(budget_s, 0, batch, kv_tokens)
-        chunk = max(self.chunk_tokens_min, min(chunk, self.chunk_tokens_max, view.batch_tokens - batch))
+        chunk = min(self.chunk_tokens_max, view.batch_tokens - batch)
+        if budget_s < inf:
+            chunk = min(chunk, law.chunk_max(budget_s, 0, batch, kv_tokens))
+        chunk = max(self.chunk_tokens_min, chunk)
         decode_s = law.per_decode_s * batch + law.per_kv_token_s * kv_tokens
         token_s = (law.tokens_s(chunk + batch) + decode_s) / chunk
         work_s = 0.0
