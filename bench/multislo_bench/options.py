@@ -14,7 +14,7 @@ from multislo_sim.workloads.arrivals import ARRIVALS_MAX, Curve, bursts, rise_an
 from multislo_sim.workloads.build import built_in, from_trace
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 from multislo_sim.workloads.shapes import SHAPES, uniform_lengths
-from multislo_sim.workloads.tiers import TierShare, inverted, with_polyserve_classes, with_tiers
+from multislo_sim.workloads.tiers import TierShare, idle_can_meet, inverted, with_polyserve_classes, with_tiers
 from multislo_sim.workloads.traces import TraceInvalid, read_trace
 
 # Each draw of one run has a seed of its own, made from the one that the user gave.
@@ -60,7 +60,8 @@ def build(wanted: Wanted) -> tuple[list[Request], list[str]]:
                 notes.append(f"{dropped} requests left out: an idle instance could meet none of the classes")
         elif wanted.tiers:
             changes = inverted(wanted.tiers, *wanted.invert) if wanted.invert else ()
-            requests = with_tiers(requests, wanted.tiers, wanted.seed + TIERS_SEED, changes)
+            fits = _attainable(*_engine(wanted)) if wanted.profile is not None else None
+            requests = with_tiers(requests, wanted.tiers, wanted.seed + TIERS_SEED, changes, fits)
         return requests, notes
     except (WorkloadInvalid, TraceInvalid) as error:
         raise click.UsageError(str(error)) from None
@@ -106,6 +107,17 @@ def _engine(wanted: Wanted) -> tuple[LatencyModel, Callable[[float], int]]:
     except ProfileInvalid as error:
         raise click.UsageError(str(error)) from None
     return profile.latency, lambda tpot_s: batch_tokens(profile.latency, tpot_s)
+
+
+def _attainable(latency: LatencyModel, budget: Callable[[float], int]) -> Callable[[Request, TierShare], bool]:
+    """Whether an idle instance of a tier meets the tier's SLO; a tier without one takes everything."""
+
+    def attainable(request: Request, tier: TierShare) -> bool:
+        if tier.ttft_s is None or tier.tpot_s is None:
+            return True
+        return idle_can_meet(latency, budget(tier.tpot_s), request, tier.ttft_s, tier.tpot_s)
+
+    return attainable
 
 
 def parse_tiers(text: str | None, manifest: Path | None) -> list[TierShare]:
