@@ -22,7 +22,8 @@ from pydantic_core import ErrorDetails
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import exposition
 from multislo_router.shell.gateway import Gateway
-from multislo_router.shell.metrics import LAG_EDGES, Scrape
+from multislo_router.shell.metrics import LAG_EDGES
+from multislo_router.shell.scrape import Scrape
 from multislo_router.shell.snapshot import fleet_snapshot
 
 BODY_BYTES_MAX = 16 * 2**20

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from multislo_router.core.status import Histogram
-from multislo_router.shell.metrics import METRICS, Metric, Scrape
+from multislo_router.shell.metrics import METRICS
+from multislo_router.shell.scrape import Metric, Scrape
 
 SAMPLES_A_SLICE = 250
 """Samples made and rendered before the event loop gets its turn, about 1.5 ms: a scrape of a big fleet delays no token longer."""

@@ -3,100 +3,30 @@
 table, made by `python -m multislo_router.shell.metrics`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 from multislo_router.core.decisions import Cause, Kind
 from multislo_router.core.events import Outcome
-from multislo_router.core.status import CoreStatus, Histogram, InstanceStatus, TierStatus
+from multislo_router.core.status import InstanceStatus, TierStatus
 from multislo_router.shell.errors import Reason
-
-WARM_POOL = "warm_pool"
-"""Value of the `tier` label of an instance without a home. No tier can be called so: names hold no underscore."""
+from multislo_router.shell.scrape import (
+    WARM_POOL,
+    Metric,
+    Row,
+    Scrape,
+    of_instance,
+    of_router,
+    of_tier,
+    of_tier_by,
+)
 
 STATES = ("starting", "ready", "draining", "failed")
 REFUSED = "refused"
+"""The outcome of a request that had no place, beside the core's."""
 
 _MICROSECONDS = (5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000)
 DECISION_EDGES = tuple(us / 1e6 for us in _MICROSECONDS)
 LAG_EDGES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-
-@dataclass(slots=True)
-class Scrape:
-    """All that one scrape reads: the core's status and what the shell measured of itself."""
-
-    status: CoreStatus
-    uptime_s: float
-    version: str
-    decision: Histogram
-    loop_lag: Histogram
-    faults: Mapping[Reason, int]
-    connections: int
-    connections_open: int
-    passed_through: int
-    by_tier: dict[str, list[InstanceStatus]] = field(init=False)
-    """Instances by the value of their `tier` label; an entry for each tier, and for the warm pool."""
-
-    def __post_init__(self) -> None:
-        self.by_tier = {name: [] for name in (*(tier.name for tier in self.status.tiers), WARM_POOL)}
-        for instance in self.status.instances:
-            self.by_tier.setdefault(instance.tier or WARM_POOL, []).append(instance)
-
-
-Row = tuple[tuple[str, ...], float | Histogram]
-"""Label values in the order of `Metric.labels`, and the value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    name: str
-    type: Literal["counter", "gauge", "histogram"]
-    unit: str
-    labels: tuple[str, ...]
-    meaning: str
-    rows: Callable[[Scrape], Iterable[Row]]
-
-
-def _of_tier(
-    name: str,
-    type_: Literal["counter", "gauge", "histogram"],
-    unit: str,
-    meaning: str,
-    read: Callable[[TierStatus], float | Histogram],
-) -> Metric:
-    def rows(scrape: Scrape) -> Iterator[Row]:
-        return (((tier.name,), read(tier)) for tier in scrape.status.tiers)
-
-    return Metric(name, type_, unit, ("tier",), meaning, rows)
-
-
-def _of_tier_by(name: str, unit: str, label: str, meaning: str, read: Callable[[TierStatus], dict[str, int]]) -> Metric:
-    def rows(scrape: Scrape) -> Iterator[Row]:
-        return (((tier.name, value), count) for tier in scrape.status.tiers for value, count in read(tier).items())
-
-    return Metric(name, "counter", unit, ("tier", label), meaning, rows)
-
-
-def _of_instance(name: str, unit: str, meaning: str, read: Callable[[InstanceStatus], float | None]) -> Metric:
-    def rows(scrape: Scrape) -> Iterator[Row]:
-        for instance in scrape.status.instances:
-            value = read(instance)
-            if value is not None:
-                yield (instance.tier or WARM_POOL, instance.id), value
-
-    return Metric(name, "gauge", unit, ("tier", "instance_id"), meaning, rows)
-
-
-def _of_router(
-    name: str,
-    type_: Literal["counter", "gauge", "histogram"],
-    unit: str,
-    meaning: str,
-    read: Callable[[Scrape], float | Histogram],
-) -> Metric:
-    return Metric(name, type_, unit, (), meaning, lambda scrape: [((), read(scrape))])
 
 
 def _outcomes(tier: TierStatus) -> dict[str, int]:
@@ -143,24 +73,24 @@ def _emptied(ready: list[InstanceStatus]) -> float:
 
 METRICS: tuple[Metric, ...] = (
     # What became of the requests.
-    _of_tier(
+    of_tier(
         "multislo_requests_arrived_total", "counter", "requests", "Requests that reached the tier.", lambda t: t.arrived
     ),
-    _of_tier_by(
+    of_tier_by(
         "multislo_requests_total",
         "requests",
         "outcome",
         "Requests that are over: completed, client_gone, engine_failed, or refused by the router.",
         _outcomes,
     ),
-    _of_tier_by(
+    of_tier_by(
         "multislo_refusals_total",
         "requests",
         "cause",
         "Refused requests by cause: deadline, queue_full, no_instance, too_long, engine_failed.",
         lambda t: {cause: t.refusals.get(cause, 0) for cause in Cause},
     ),
-    _of_tier_by(
+    of_tier_by(
         "multislo_placements_total",
         "requests",
         "kind",
@@ -168,7 +98,7 @@ METRICS: tuple[Metric, ...] = (
         "late (its deadline was lost already), best_effort.",
         lambda t: {kind: t.placements.get(kind, 0) for kind in Kind},
     ),
-    _of_tier(
+    of_tier(
         "multislo_requests_held_total",
         "counter",
         "requests",
@@ -176,7 +106,7 @@ METRICS: tuple[Metric, ...] = (
         lambda t: t.held,
     ),
     # Attainment.
-    _of_tier_by(
+    of_tier_by(
         "multislo_slo_requests_total",
         "requests",
         "result",
@@ -184,7 +114,7 @@ METRICS: tuple[Metric, ...] = (
         "disconnects are in neither. Attainment = met / (met + missed).",
         lambda t: {"met": t.requests_met, "missed": t.requests_missed},
     ),
-    _of_tier_by(
+    of_tier_by(
         "multislo_slo_tokens_total",
         "tokens",
         "result",
@@ -192,35 +122,35 @@ METRICS: tuple[Metric, ...] = (
         lambda t: {"met": t.tokens_met, "missed": t.tokens_missed},
     ),
     # Latencies; the edges hold the tier's own SLO.
-    _of_tier(
+    of_tier(
         "multislo_time_to_first_token_seconds",
         "histogram",
         "seconds",
         "From a request's arrival at the router to its first token.",
         lambda t: t.ttft,
     ),
-    _of_tier(
+    of_tier(
         "multislo_time_per_output_token_seconds",
         "histogram",
         "seconds",
         "Mean time between a request's output tokens after its first.",
         lambda t: t.tpot,
     ),
-    _of_tier(
+    of_tier(
         "multislo_queue_time_seconds",
         "histogram",
         "seconds",
         "Time that a request was held in the router before it was placed.",
         lambda t: t.queue,
     ),
-    _of_tier(
+    of_tier(
         "multislo_time_to_first_token_error_seconds",
         "histogram",
         "seconds",
         "Actual less predicted time to first token; negative where it came early, so the sum can fall.",
         lambda t: t.ttft_error,
     ),
-    _of_tier(
+    of_tier(
         "multislo_time_per_output_token_error_seconds",
         "histogram",
         "seconds",
@@ -228,50 +158,50 @@ METRICS: tuple[Metric, ...] = (
         lambda t: t.tpot_error,
     ),
     # Each tier now.
-    _of_tier(
+    of_tier(
         "multislo_slo_time_to_first_token_seconds",
         "gauge",
         "seconds",
         "The tier's SLO for the first token.",
         lambda t: t.ttft_s,
     ),
-    _of_tier(
+    of_tier(
         "multislo_slo_time_per_output_token_seconds",
         "gauge",
         "seconds",
         "The tier's SLO for each further token.",
         lambda t: t.tpot_s,
     ),
-    _of_tier("multislo_requests_pending", "gauge", "requests", "Requests held in the router now.", lambda t: t.pending),
-    _of_tier(
+    of_tier("multislo_requests_pending", "gauge", "requests", "Requests held in the router now.", lambda t: t.pending),
+    of_tier(
         "multislo_requests_pending_oldest_seconds",
         "gauge",
         "seconds",
         "Age of the oldest held request; 0 where none is held.",
         lambda t: t.pending_oldest_s,
     ),
-    _of_tier(
+    of_tier(
         "multislo_requests_in_flight",
         "gauge",
         "requests",
         "Requests placed on an instance and not over.",
         lambda t: t.in_flight,
     ),
-    _of_tier(
+    of_tier(
         "multislo_arrival_rate",
         "gauge",
         "requests/second",
         "Requests arriving a second, moving average over about 10 s.",
         lambda t: t.arrival_rate,
     ),
-    _of_tier(
+    of_tier(
         "multislo_work_rate_instances",
         "gauge",
         "instances",
         "Instances that the arriving work would keep busy, moving average over about 10 s.",
         lambda t: t.work_rate,
     ),
-    _of_tier(
+    of_tier(
         "multislo_work_rate_trend",
         "gauge",
         "instances/second",
@@ -320,67 +250,67 @@ METRICS: tuple[Metric, ...] = (
         "1 for the state that the instance is in, 0 for the others.",
         _states,
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_load_ratio",
         "ratio",
         "Share of its time that its admitted work needs to stay on its deadlines; above 1 it will miss some.",
         lambda i: i.load,
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_load_mean_ratio", "ratio", "The load, averaged over about 10 s.", lambda i: i.load_mean
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_iteration_predicted_seconds",
         "seconds",
         "Predicted time of its next steady iteration.",
         lambda i: i.iteration_predicted_s,
     ),
-    _of_instance("multislo_instance_requests", "requests", "Requests placed on it and not over.", lambda i: i.requests),
-    _of_instance(
+    of_instance("multislo_instance_requests", "requests", "Requests placed on it and not over.", lambda i: i.requests),
+    of_instance(
         "multislo_instance_prefills", "requests", "Of these, the ones without a first token.", lambda i: i.prefills
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_decodes",
         "requests",
         "Of these, the ones past their first token (running).",
         lambda i: i.decodes,
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_kv_tokens",
         "tokens",
         "Tokens that the router believes in its KV cache.",
         lambda i: i.kv_tokens,
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_kv_tokens_reported",
         "tokens",
         "Tokens in its KV cache as the engine last said; absent until it did.",
         lambda i: i.kv_tokens_reported,
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_kv_tokens_max", "tokens", "Tokens that its KV cache can hold.", lambda i: i.kv_tokens_max
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_calibration_ratio",
         "ratio",
         "Measured over predicted iteration time, which corrects its predictions; 1 where the profile is right.",
         lambda i: i.calibration,
     ),
-    _of_instance(
+    of_instance(
         "multislo_instance_empty_seconds",
         "seconds",
         "How long it has held no request; 0 while it holds one.",
         lambda i: i.empty_s,
     ),
     # The router itself.
-    _of_router(
+    of_router(
         "multislo_decision_seconds",
         "histogram",
         "seconds",
         "Time that the core took for an arriving request: the router's own decision.",
         lambda s: s.decision,
     ),
-    _of_router(
+    of_router(
         "multislo_event_loop_lag_seconds",
         "histogram",
         "seconds",
@@ -395,31 +325,31 @@ METRICS: tuple[Metric, ...] = (
         "Requests answered with an error before they had a tier, by the reason in their x-multislo-reason header.",
         lambda s: [((reason,), s.faults.get(reason, 0)) for reason in Reason],
     ),
-    _of_router(
+    of_router(
         "multislo_passed_through_total",
         "counter",
         "requests",
         "Requests for other paths than completions, passed to an instance without an SLO.",
         lambda s: s.passed_through,
     ),
-    _of_router(
+    of_router(
         "multislo_connections_total",
         "counter",
         "connections",
         "Connections that clients made.",
         lambda s: s.connections,
     ),
-    _of_router(
+    of_router(
         "multislo_connections_open", "gauge", "connections", "Of these, the open ones.", lambda s: s.connections_open
     ),
-    _of_router(
+    of_router(
         "multislo_fleet_updates_total",
         "counter",
         "updates",
         "How many times the fleet has been set.",
         lambda s: s.status.fleet_generation,
     ),
-    _of_router("multislo_uptime_seconds", "gauge", "seconds", "Time since the router started.", lambda s: s.uptime_s),
+    of_router("multislo_uptime_seconds", "gauge", "seconds", "Time since the router started.", lambda s: s.uptime_s),
     Metric(
         "multislo_build_info",
         "gauge",

@@ -11,7 +11,8 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import SAMPLES_A_SLICE, exposition
-from multislo_router.shell.metrics import LAG_EDGES, METRICS, Scrape, table
+from multislo_router.shell.metrics import LAG_EDGES, METRICS, table
+from multislo_router.shell.scrape import Scrape
 from prometheus_client import CollectorRegistry
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
