@@ -3,6 +3,7 @@ that misbehave. Made by the gateway's server for each connection."""
 
 import asyncio
 import socket
+import struct
 import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
@@ -298,7 +299,7 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return
         self.deadline = time.monotonic() + self._settings.idle_timeout_s
-        if self._waiting or self._backlog or self._fault is not None:
+        if self._waiting or self._backlog or self._fault is not None or self._continue_due:
             self._advance()
 
     def close(self) -> None:
@@ -313,6 +314,8 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = None
         self.closing = True
         self._deaf = True
+        linger_off = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
         self.transport.abort()
 
     @property

@@ -74,6 +74,8 @@ class Gateway:
         """What the core took for each arriving request."""
         self.counters = Counters()
         self.closing = False
+        self.port = 0
+        """Where it listens, once started."""
         self.fleet = Fleet(core_config, settings, self.tell)
         self.exchanges: dict[int, Exchange] = {}
         """Requests that the core knows, by its numbers."""
@@ -103,15 +105,10 @@ class Gateway:
         """Binds (port 0: any free one, see `port`) and begins to serve."""
         self._loop = asyncio.get_running_loop()
         self._server = await self._loop.create_server(lambda: ClientConnection(self), host, port, backlog=BACKLOG)
+        self.port = self._server.sockets[0].getsockname()[1]
         self.fleet.start()
         self._sweep()
         self._arm()
-
-    @property
-    def port(self) -> int:
-        assert self._server is not None, "not started"
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
 
     async def shutdown(self, timeout_s: float) -> None:
         """Accepts no more, lets what is under way finish for at most `timeout_s`, then cuts it off."""

@@ -46,6 +46,6 @@ def _milliseconds(header: tuple[bytes, bytes], least: float, most: float) -> flo
     value = float(text) if _NUMBER.fullmatch(text) else -1.0
     if not least <= value <= most:
         shown = text.decode("latin-1")
-        message = f"{name}: {shown!r} must be a number of milliseconds from {least:g} to {most:g}"
+        message = f"{name}: {shown!r} must be a number of milliseconds from {least:.10g} to {most:.10g}"
         raise Fault(Reason.INVALID_SLO, message, param=name)
     return value

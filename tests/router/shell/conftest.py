@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import uvloop
-
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig
@@ -324,7 +323,7 @@ class Stage:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  any condition at all
                 await asyncio.sleep(0.002)
 
     def in_flight(self) -> int:
@@ -356,10 +355,10 @@ class Kit:
         self, *scripts: Script, core: CoreConfig = CORE, settings: ShellSettings = SETTINGS, **limits: Any
     ) -> Stage:
         """A started gateway with one engine per script, all ready in the default tier."""
+        gateway = Gateway(core, replace(settings, **limits))
         engines = [Engine(script) for script in scripts or (complete,)]
         for engine in engines:
             await engine.start()
-        gateway = Gateway(core, replace(settings, **limits))
         await gateway.start("127.0.0.1", 0)
         stage = Stage(gateway, engines)
         self.stages.append(stage)
@@ -386,3 +385,9 @@ async def kit() -> AsyncIterator[Kit]:
     kit = Kit()
     yield kit
     await kit.close()
+
+
+@pytest.fixture
+def make_kit() -> type[Kit]:
+    """For stories that run a loop of their own, many times over."""
+    return Kit

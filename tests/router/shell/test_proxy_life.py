@@ -1,0 +1,126 @@
+"""Start, shutdown, the watch over instances, and what the gateway shows of itself."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from multislo_api.fleet import InstanceEntry, InstanceList
+from multislo_router.shell.watch import read_metrics
+
+METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="llama"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="llama"} 2.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="llama",reason="x"} 9.0
+vllm:kv_cache_usage_perc{engine="0",model_name="llama"} 0.25
+"""
+
+
+async def test_shutdown_finishes_streams_and_refuses_new_connections(kit: Any) -> None:
+    released = asyncio.Event()
+
+    async def script(line: Any, asked: Any) -> None:
+        await line.send(kit.SSE_HEAD + kit.chunk(kit.token("one")))
+        await released.wait()
+        await line.send(kit.chunk(kit.DONE) + b"0\r\n\r\n")
+
+    stage = await kit.stage(script)
+    idle, busy = await stage.client(), await stage.client()
+    await busy.send(kit.post(kit.STREAM))
+    await stage.until(lambda: bool(stage.engines[0].asked))
+    stopping = asyncio.create_task(stage.gateway.shutdown(kit.PATIENCE_S))
+    idle_end = await idle.rest()
+    with pytest.raises(OSError, match="Connect"):
+        await stage.client()
+    closing = stage.gateway.closing
+    released.set()
+    answer = await busy.answer()
+
+    assert idle_end == b""
+    assert closing
+    assert answer.events[-1] == "[DONE]"
+    assert await busy.rest() == b""
+    await stopping
+
+
+async def test_shutdown_cuts_off_what_does_not_finish_in_time(kit: Any) -> None:
+    async def script(line: Any, asked: Any) -> None:
+        await line.send(kit.SSE_HEAD + kit.chunk(kit.token("one")))
+        await line.gone()
+
+    stage = await kit.stage(script)
+    client = await stage.client()
+    await client.send(kit.post(kit.STREAM))
+    await stage.until(lambda: bool(stage.engines[0].asked))
+
+    began = time.monotonic()
+    await stage.gateway.shutdown(0.1)
+
+    assert time.monotonic() - began < 5
+    assert not (await client.rest()).endswith(b"0\r\n\r\n")
+
+
+async def test_an_engine_s_own_metrics_reach_the_core(kit: Any) -> None:
+    stage = await kit.stage(poll_interval_s=0.03)
+    stage.engines[0].metrics = METRICS
+
+    def reported() -> int | None:
+        kv: int | None = stage.gateway.core.status(time.monotonic()).instances[0].kv_tokens_reported
+        return kv
+
+    await stage.until(lambda: reported() is not None)
+
+    assert reported() == 100_000
+
+
+async def test_an_idle_instance_that_died_is_noticed(kit: Any) -> None:
+    stage = await kit.stage(poll_interval_s=0.03)
+    await stage.engines[0].stop()
+
+    await stage.until(lambda: stage.gateway.core.status(time.monotonic()).instances[0].state == "failed")
+    await stage.engines[0].start()
+    await stage.until(lambda: stage.gateway.core.status(time.monotonic()).instances[0].state == "ready")
+
+
+def test_metrics_of_several_engines_in_one_server_are_put_together() -> None:
+    two = METRICS + METRICS.replace(b'engine="0"', b'engine="1"').replace(b"0.25", b"0.75")
+    assert read_metrics(two) == (6.0, 4.0, 0.5)
+
+
+@pytest.mark.parametrize("text", [b"", b"vllm:num_requests_running 1\n", METRICS.replace(b"0.25", b"nan")])
+def test_absent_metrics_are_unknown_and_not_zero(text: bytes) -> None:
+    assert read_metrics(text) is None
+
+
+async def test_decisions_are_kept_with_their_time(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    for _ in range(3):
+        await client.ask(kit.CHAT)
+
+    times, decisions = zip(*stage.gateway.recent_decisions, strict=True)
+
+    assert [decision.instance for decision in decisions] == ["i0"] * 3
+    assert all(abs(at - time.time()) < 60 for at in times)
+    assert sum(stage.gateway.decision_seconds.counts) == 3
+    assert stage.gateway.instance_url("i0") == stage.engines[0].url
+    assert stage.gateway.instance_url("nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([("a", "gold")], r"instances\[0\].tier: 'gold' must be null or one of: batch, interactive, realtime"),
+        ([("a", "batch"), ("a", None)], r"instances\[1\].id: 'a' is given twice"),
+    ],
+)
+async def test_a_bad_fleet_is_refused_whole(kit: Any, entries: list[tuple[str, str | None]], problem: str) -> None:
+    stage = await kit.stage()
+
+    with pytest.raises(ValueError, match=problem):
+        stage.gateway.set_fleet(
+            InstanceList(instances=[InstanceEntry(id=id, url="http://127.0.0.1:1", tier=tier) for id, tier in entries])
+        )
+
+    assert list(stage.gateway.fleet.instances) == ["i0"]

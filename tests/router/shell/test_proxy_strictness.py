@@ -1,0 +1,304 @@
+"""Requests that are malformed, too large, too slow or not allowed."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: r\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"HELLO\r\n\r\n",
+        b"GET /v1/models HTTP/3.7\r\nhost: r\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a\r\nbad header: 1\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a\r\nx: 1\r\n  folded\r\n\r\n",
+        b"GET /v1/ models HTTP/1.1\r\nhost: a\r\n\r\n",
+        GOOD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        GOOD + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n",
+        GOOD + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}",
+        GOOD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{} ",
+        GOOD + b"content-length: x\r\n\r\n{}",
+        GOOD + b"content-length: -2\r\n\r\n{}",
+        GOOD + b"content-length: +2\r\n\r\n{}",
+        GOOD + b"content-length: 99999999999999999999999\r\n\r\n{}",
+        GOOD + b"transfer-encoding: gzip\r\n\r\n{}",
+        GOOD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        GOOD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}x\r\n0\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_a_malformed_request_gets_a_400_and_the_connection_is_closed(kit: Any, request_bytes: bytes) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    await client.send(request_bytes)
+    answer = await client.answer()
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (400, "malformed")
+    assert answer.headers["connection"] == "close"
+    assert answer.error["type"] == "invalid_request_error"
+    assert await client.rest() == b""
+    assert not stage.engines[0].asked
+
+
+async def test_a_malformed_request_behind_good_ones_is_answered_after_them(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    await client.send(kit.post(kit.CHAT) + b"NONSENSE\r\n\r\n")
+
+    assert [(await client.answer()).status for _ in range(2)] == [200, 400]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "param"),
+    [
+        (b"", "invalid_json", None),
+        (b"{", "invalid_json", None),
+        (b"[1]", "invalid_json", None),
+        (b'{"messages": [}', "invalid_json", None),
+        (b'{"stream": "yes"}', "invalid_field", "stream"),
+        (b'{"max_tokens": -1}', "invalid_field", "max_tokens"),
+        (b'{"max_tokens": 1.5}', "invalid_field", "max_tokens"),
+        (b'{"max_completion_tokens": 1e99}', "invalid_field", "max_completion_tokens"),
+        (b'{"service_tier": 3}', "invalid_field", "service_tier"),
+        (b"[" * 100_000, "invalid_json", None),
+        (b'{"a":' * 100_000, "invalid_json", None),
+    ],
+)
+async def test_a_bad_body_gets_a_400_that_names_the_field(
+    kit: Any, body: bytes, reason: str, param: str | None
+) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    answer = await client.ask(body)
+
+    assert (answer.status, answer.headers["x-multislo-reason"], answer.error["param"]) == (400, reason, param)
+    assert (await client.ask(kit.CHAT)).status == 200  # the connection is as good as before
+
+
+async def test_a_model_that_is_not_served_is_a_404(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    answer = await client.ask(kit.CHAT | {"model": "gpt-5"})
+
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
+    assert "llama" in answer.error["message"]
+
+
+async def test_a_prompt_that_can_never_fit_is_a_400(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    answer = await client.ask(
+        {"model": "llama", "prompt": list(range(100_000)), "max_tokens": 40_000}, "/v1/completions"
+    )
+
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert "140000" in answer.error["message"]
+
+
+async def test_a_body_that_announces_too_much_is_refused_before_it_comes(kit: Any) -> None:
+    stage = await kit.stage(body_max_bytes=1000)
+    client = await stage.client()
+
+    await client.send(GOOD + b"expect: 100-continue\r\ncontent-length: 1001\r\n\r\n")
+    answer = await client.answer()
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (413, "body_too_large")
+
+
+async def test_a_client_that_sends_too_much_still_reads_why(kit: Any) -> None:
+    stage = await kit.stage(body_max_bytes=1000)
+    client = await stage.client()
+
+    client.writer.write(GOOD + b"transfer-encoding: chunked\r\n\r\n" + kit.chunk(b"x" * 900) * 2000)
+    answer = await client.answer()
+
+    assert answer.status == 413
+
+
+@pytest.mark.parametrize("many", [True, False])
+async def test_an_oversize_head_is_a_431(kit: Any, many: bool) -> None:
+    stage = await kit.stage(header_max_bytes=8000)
+    client = await stage.client()
+
+    filler = b"".join(b"x-%d: y\r\n" % n for n in range(2000)) if many else b"x: " + b"y" * 9000 + b"\r\n"
+    await client.send(GOOD + filler + b"content-length: 2\r\n\r\n{}")
+    answer = await client.answer()
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (431, "head_too_large")
+
+
+async def test_an_endless_head_is_a_431(kit: Any) -> None:
+    stage = await kit.stage(header_max_bytes=8000)
+    client = await stage.client()
+
+    await client.send(GOOD + b"x: ")
+    for _ in range(10):
+        await client.send(b"y" * 1000)
+        await asyncio.sleep(0.005)
+    answer = await client.answer()
+
+    assert answer.status == 431
+
+
+async def test_endless_trailers_are_refused(kit: Any) -> None:
+    stage = await kit.stage(header_max_bytes=8000)
+    client = await stage.client()
+
+    await client.send(GOOD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx: ")
+    for _ in range(10):
+        await client.send(b"y" * 1000)
+        await asyncio.sleep(0.005)
+
+    assert (await client.answer()).status == 431
+
+
+@pytest.mark.parametrize("sent", [b"POST /v1/chat", GOOD, GOOD + b"content-length: 99\r\n\r\n{", b"P", b"\r\n"])
+async def test_a_request_that_never_completes_times_out(kit: Any, sent: bytes) -> None:
+    stage = await kit.stage(head_timeout_s=0.1, body_gap_timeout_s=0.1)
+    client = await stage.client()
+
+    await client.send(sent)
+    answer = await client.answer()
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (408, "timeout")
+
+
+async def test_a_head_that_trickles_in_times_out(kit: Any) -> None:
+    stage = await kit.stage(head_timeout_s=0.2)
+    client = await stage.client()
+
+    async def trickle() -> None:
+        for byte in GOOD * 100:
+            client.writer.write(bytes([byte]))
+            await asyncio.sleep(0.01)
+
+    trickling = asyncio.create_task(trickle())
+    answer = await client.answer()
+    trickling.cancel()
+
+    assert answer.status == 408
+
+
+async def test_a_body_that_trickles_in_times_out(kit: Any) -> None:
+    stage = await kit.stage(body_gap_timeout_s=5, body_timeout_s=0.2)
+    client = await stage.client()
+    await client.send(GOOD + b"content-length: 9999\r\n\r\n")
+
+    async def trickle() -> None:
+        while True:
+            client.writer.write(b" ")
+            await asyncio.sleep(0.01)
+
+    trickling = asyncio.create_task(trickle())
+    answer = await client.answer()
+    trickling.cancel()
+
+    assert answer.status == 408
+
+
+async def test_a_client_that_expects_100_continue_gets_it(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    request = kit.post(kit.CHAT, headers="Expect: 100-continue\r\n")
+    head, _, body = request.partition(b"\r\n\r\n")
+
+    await client.send(head + b"\r\n\r\n")
+    interim = await client.answer()
+    await client.send(body)
+    answer = await client.answer()
+
+    assert (interim.status, answer.status) == (100, 200)
+    assert "expect" not in stage.engines[0].asked[0].headers
+
+
+async def test_a_client_that_does_not_wait_for_100_continue_is_not_sent_one(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    answer = await client.ask(kit.CHAT, headers="expect: 100-continue\r\n")
+
+    assert answer.status == 200
+
+
+async def test_100_continue_waits_for_the_answer_before_it(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    request = kit.post(kit.CHAT, headers="expect: 100-continue\r\n")
+    head, _, body = request.partition(b"\r\n\r\n")
+
+    await client.send(kit.post(kit.CHAT) + head + b"\r\n\r\n")
+    first, interim = await client.answer(), await client.answer()
+    await client.send(body)
+
+    assert [first.status, interim.status, (await client.answer()).status] == [200, 100, 200]
+
+
+async def test_other_expectations_are_a_417(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    assert (await client.ask(kit.CHAT, headers="expect: cake\r\n")).status == 417
+
+
+async def test_a_chunked_body_reaches_the_engine_whole(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    body = b'{"messages": [{"role": "user", "content": "Hello"}], "model": "llama"}'
+    chunks = b"".join(kit.chunk(body[at : at + 7]) for at in range(0, len(body), 7))
+
+    await client.send(GOOD + b"transfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\nx-trailer: 1\r\n\r\n")
+    answer = await client.answer()
+
+    assert answer.status == 200
+    assert stage.engines[0].asked[0].body == body
+    assert "x-trailer" not in stage.engines[0].asked[0].headers
+
+
+async def test_connect_is_refused(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    await client.send(b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com\r\n\r\n")
+
+    assert (await client.answer()).status == 405
+
+
+async def test_a_key_is_asked_for_and_ends_at_the_router(kit: Any) -> None:
+    stage = await kit.stage(api_key=b"first-key\nsecond-key\n")
+    client = await stage.client()
+
+    good = [
+        await client.ask(kit.CHAT, headers=f"authorization: Bearer {key}\r\n") for key in ("first-key", "second-key")
+    ]
+    bad = []
+    for headers in (
+        "",
+        "authorization: Bearer first\r\n",
+        "authorization: Basic first-key\r\n",
+        "authorization: Bearer \r\n",
+    ):
+        other = await stage.client()
+        bad.append(await other.ask(kit.CHAT, headers=headers))
+
+    assert [answer.status for answer in good] == [200, 200]
+    for answer in bad:
+        assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert "key" not in answer.error["message"].lower().replace("bearer key", "").replace("a key of", "")
+    assert all("authorization" not in asked.headers for asked in stage.engines[0].asked)
+
+
+async def test_an_empty_key_file_opens_no_door(kit: Any) -> None:
+    with pytest.raises(ValueError, match="api_key"):
+        await kit.stage(api_key=b"\n")
