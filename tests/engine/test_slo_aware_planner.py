@@ -176,3 +176,19 @@ def test_overload_does_not_tip_it_into_iterations_that_are_all_fixed_cost() -> N
     for request in work:
         stock.submit(0.0, request)
     assert ends < 1.25 * max(token.at for token in stock.advance(1e9))
+
+
+def test_in_overload_those_who_can_be_in_time_go_before_the_lost() -> None:
+    seen = view([], [prompt(1, 3000, due_s=-1.0), prompt(2, 3000, due_s=0.03), prompt(3, 1500, due_s=0.5)])
+    plan = PLANNER.plan(0.0, seen)
+    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(3, 1500), (1, 548)]
+
+
+def test_the_lost_get_a_few_tokens_beside_any_number_of_others() -> None:
+    seen = view([], [prompt(1, 3000, due_s=-1.0), *(prompt(id, 3000, due_s=1.0 + id) for id in range(2, 40))])
+    plan = PLANNER.plan(0.0, seen)
+    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(2, 2032), (1, 16)]
+
+
+def test_an_engine_with_more_than_it_can_do_still_serves_most_in_time() -> None:
+    assert attainment(PLANNER, 34.0, 4096) > 0.75

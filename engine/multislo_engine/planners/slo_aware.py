@@ -1,16 +1,17 @@
 """A planner that spends slack: it knows when each request's next token is due and shapes every iteration by that.
 
-Four rules, each measured to matter on long prompts:
+Five rules:
 - prefills in order of their deadline, one under way may be overtaken;
-- the chunk is as large as the latency model allows an iteration that takes at most a fraction of the least slack of
-  its decodes;
+- the chunk is as large as the latency model allows an iteration that takes at most a fraction of the least slack of its decodes;
 - while a prefill is pressed, decodes with plenty of slack are left out, so that the iteration is the prefill's;
-- while none is, every decode takes part: tokens made early are slack saved for later.
+- while none is, every decode takes part: tokens made early are slack saved for later;
+- prefills that are late whatever happens go behind the others, with a few tokens an iteration so that they end some day.
 
-The slack-bounded batch is that of SLOs-Serve (arXiv 2504.08784, section 4) with the slack of running decodes in the
-place of the tightest TPOT; leaving decodes out and the fraction come from this project's own study.
+The slack-bounded batch is that of SLOs-Serve (arXiv 2504.08784, section 4) with the slack of running decodes in the place of the
+tightest TPOT.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from heapq import nsmallest
 from math import inf
@@ -33,7 +34,7 @@ class SloAware:
     chunk_tokens_min: int = 16
     """What a prefill gets however tight the decodes are: it must end some day, and so few tokens hide behind the
     weights."""
-    pressed_margin: float = 1.2
+    pressed_margin: float = 2.0
     """A prefill is pressed when its deadline is nearer than this times the work that is due by then."""
     waiting_considered: int = 16
     """So many of the waiting are looked at an iteration: more never fit in one."""
@@ -58,34 +59,59 @@ class SloAware:
 
     def plan(self, now: float, view: EngineView) -> Plan:
         decodes = view.decodes
-        prefills = self._prefills(view)
+        prefills, lost = self._prefills(now, view)
         if not decodes:
-            return Plan(self._chunks(now, view, prefills, inf, 0, 0), decodes)
+            return Plan(self._chunks(now, view, prefills, lost, inf, 0, 0), decodes)
         slacks, least_s, pace_s = self._slacks(now, decodes)
         budget_s = self.slack_fraction * least_s
         kv_tokens = view.decode_kv_tokens
-        seats = view.batch_tokens - (self.chunk_tokens_min if prefills else 0)
+        seats = view.batch_tokens - (self.chunk_tokens_min if prefills or lost else 0)
         alone_s = self.latency.iteration_s(0, 0, len(decodes), kv_tokens)
         if alone_s > budget_s or len(decodes) > seats or (prefills and self._pressed(now, view, prefills, budget_s)):
             decodes = self._urgent(view, slacks, max(budget_s, pace_s), max(1, seats), bool(prefills))
             kv_tokens = sum([job.tokens for job in decodes])
-        return Plan(self._chunks(now, view, prefills, budget_s, len(decodes), kv_tokens), decodes)
+        return Plan(self._chunks(now, view, prefills, lost, budget_s, len(decodes), kv_tokens), decodes)
 
-    def _prefills(self, view: EngineView) -> list[Job]:
-        """Those that may get a chunk, by deadline: the ones under way, and of the waiting those that fit in free KV
-        and seats."""
-        under_way = sorted(view.prefills, key=self.order) if len(view.prefills) > 1 else view.prefills
-        if not view.waiting or not view.admitting:
-            return under_way
-        seats = view.seqs_max - len(view.decodes) - len(under_way)
+    def _prefills(self, now: float, view: EngineView) -> tuple[list[Job], list[Job]]:
+        """Those that may get a chunk, by deadline, the ones under way and of the waiting those that fit in free KV and seats:
+        first those that can be in time, then those that are lost. In overload, one queue by deadline would make all of them late.
+        """
+        candidates = list(view.prefills)
+        if view.waiting and view.admitting:
+            candidates += self._admissible(now, view)
+        if not candidates:
+            return [], []
+        candidates.sort(key=self.order)
+        law = self.latency
+        in_time: list[Job] = []
+        lost: list[Job] = []
+        for job in candidates:
+            tokens = job.prefill_tokens
+            soonest_s = law.attention_s(tokens, job.context) + law.tokens_s(tokens)
+            (in_time if self.due_s(job) - now >= soonest_s else lost).append(job)
+        return in_time, lost
+
+    def _admissible(self, now: float, view: EngineView) -> list[Job]:
+        """Of the waiting, those that free KV blocks and seats allow: those not overdue, then the overdue; but one that is
+        overdue for very long comes first."""
+        waiting = view.waiting
+        overdue = bisect_left(waiting, now, key=self.due_s)
+        forgotten = 1 if overdue and now - self.due_s(waiting[0]) > self.ttft_s else 0
+        count = self.waiting_considered
+        queue = (
+            *waiting[:forgotten],
+            *waiting[overdue : overdue + count],
+            *waiting[forgotten : min(overdue, count)],
+        )
+        seats = view.seqs_max - len(view.decodes) - len(view.prefills)
         free = view.blocks_free - view.blocks_promised()
         admissible: list[Job] = []
-        for job in view.waiting[: max(0, min(seats, self.waiting_considered))]:
+        for job in queue:
             free -= view.blocks(job.tokens)
-            if free < 0:
+            if free < 0 or len(admissible) >= seats:
                 break  # nobody smaller passes it: it might wait for ever
             admissible.append(job)
-        return sorted([*under_way, *admissible], key=self.order) if under_way else admissible
+        return admissible
 
     def _slacks(self, now: float, decodes: list[Job]) -> tuple[list[float], float, float]:
         """Seconds until each decode's next token is due; the least that an iteration has to respect; and the
@@ -128,11 +154,8 @@ class SloAware:
         work_s = 0.0
         for job in prefills:
             tokens = job.prefill_tokens
-            attention_s = law.attention_s(tokens, job.context)
-            work_s += tokens * token_s + attention_s
-            rest_s = self.due_s(job) - now
-            # One that is late whatever happens presses nobody.
-            if work_s * self.pressed_margin > rest_s > attention_s + law.tokens_s(tokens):
+            work_s += tokens * token_s + law.attention_s(tokens, job.context)
+            if work_s * self.pressed_margin > self.due_s(job) - now:
                 return True
         return False
 
@@ -156,28 +179,38 @@ class SloAware:
         return [job for _, job in pairs]
 
     def _chunks(
-        self, now: float, view: EngineView, prefills: list[Job], budget_s: float, decodes: int, kv_tokens: int
+        self,
+        now: float,
+        view: EngineView,
+        prefills: list[Job],
+        lost: list[Job],
+        budget_s: float,
+        decodes: int,
+        kv_tokens: int,
     ) -> list[tuple[Job, int]]:
-        """Chunks in order of deadline, as many tokens as `budget_s` and the caps allow beside the decodes."""
+        """Chunks in order, as many tokens as `budget_s` and the caps allow beside the decodes; the first one and the first of
+        the lost get a few tokens in any case."""
         law = self.latency
-        left = min(self.chunk_tokens_max, view.batch_tokens - decodes)
+        floor = self.chunk_tokens_min
+        room = min(self.chunk_tokens_max, view.batch_tokens - decodes)
         chunks: list[tuple[Job, int]] = []
         used = 0
-        for job in prefills:
-            if left <= 0:
-                break
+        for place, job in enumerate((*prefills, *lost)):
+            in_time = place < len(prefills)
+            left = room - used - (floor if in_time and lost else 0)
+            if left <= 0 and (in_time or place > len(prefills)):
+                continue
             tokens = min(job.prefill_tokens, left)
             if budget_s < inf:
                 # Chunks before this one count as tokens of the batch, but not as decodes.
                 fits = law.chunk_max(budget_s + law.per_decode_s * used, job.context, decodes + used, kv_tokens)
-                tokens = min(tokens, max(fits, 0 if chunks else self.chunk_tokens_min))
+                tokens = min(tokens, max(fits, floor if not chunks or place == len(prefills) else 0))
             if tokens <= 0:
-                break
+                continue
             chunks.append((job, tokens))
             used += tokens
-            left -= tokens
             budget_s -= law.attention_s(tokens, job.context)
-            if tokens == job.prefill_tokens:
+            if in_time and tokens == job.prefill_tokens:
                 # Its first token comes when the iteration ends: what follows must not make it late.
                 rest_s = self.due_s(job) - now - law.attention_s(tokens, job.context)
                 if rest_s > law.tokens_s(decodes + used):
