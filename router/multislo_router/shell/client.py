@@ -265,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
                 elif self._backlog and not self._deaf:
                     data = b"".join(self._backlog)
                     self._backlog = []
-                    if self._backlog_bytes > self._settings.header_max_bytes:
+                    if self._backlog_bytes > self._settings.header_max_bytes and not self.transport.is_closing():
                         self.transport.resume_reading()
                     self._backlog_bytes = 0
                     self._read(data)
@@ -276,7 +276,7 @@ class ClientConnection(asyncio.Protocol):
         if self._continue_due and self.exchange is None and not self._deaf:
             self._continue_due = False
             if not self._body_bytes:
-                self.transport.write(CONTINUE)
+                self.write(CONTINUE)
 
     def _refuse(self, fault: Fault) -> None:
         """The last answer of this connection. It is read on for a moment: closing it with unread bytes would reset it, and the
@@ -290,7 +290,9 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        # A transport that is closing raises; that it is lost is said only later.
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def finished(self, *, close: bool) -> None:
         """The answer is complete."""
@@ -314,6 +316,8 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = None
         self.closing = True
         self._deaf = True
+        if self.transport.is_closing():
+            return
         linger_off = struct.pack("ii", 1, 0)
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
         self.transport.abort()

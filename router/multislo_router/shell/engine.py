@@ -124,6 +124,7 @@ class EngineConnection(asyncio.Protocol):
         "_head_held",
         "_instance",
         "_keep_alive",
+        "_lost",
         "_settings",
         "exchange",
         "idle_since",
@@ -140,6 +141,7 @@ class EngineConnection(asyncio.Protocol):
         self.reused = False
         """Not the first request on it: it may have died while idle."""
         self.idle_since = 0.0
+        self._lost = False
         self._head_held = b""
         self._body: ResponseBody | None = None
         self._keep_alive = False
@@ -161,7 +163,11 @@ class EngineConnection(asyncio.Protocol):
     def send(self, exchange: "Exchange") -> None:
         self.exchange = exchange
         exchange.connection = self
-        self.transport.write(exchange.wire())
+        if not self.transport.is_closing():
+            self.transport.write(exchange.wire())
+        elif self._lost:
+            self._lose("closed by the engine")
+        # Otherwise the transport is about to say that it is lost.
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -225,6 +231,7 @@ class EngineConnection(asyncio.Protocol):
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             self._instance.forget(self)

@@ -293,9 +293,9 @@ class Exchange:
     # -- back-pressure -------------------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        if self.connection is not None:
+        if self.connection is not None and not self.connection.transport.is_closing():
             self.connection.transport.pause_reading()
 
     def resume(self) -> None:
-        if self.connection is not None:
+        if self.connection is not None and not self.connection.transport.is_closing():
             self.connection.transport.resume_reading()
