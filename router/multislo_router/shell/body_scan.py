@@ -67,16 +67,18 @@ def scan_body(body: bytes) -> BodyScan:
         raise _field_fault(str(error)) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise Fault(Reason.INVALID_JSON, f"the body is not valid JSON: {error}") from None
-    messages = bytes(fields.messages)
-    chat = messages not in (b"", _NULL)
-    prompt = messages if chat else bytes(fields.prompt)
+    messages = fields.messages
+    chat = messages is not _ABSENT and (prompt := bytes(messages)) != _NULL
+    if not chat:
+        prompt = bytes(fields.prompt)
     prompt_tokens = None
     images = 0
     text_bytes = len(prompt)
     if not chat and prompt[:1] == b"[" and _TOKEN_IDS.match(prompt):
         prompt_tokens = prompt.count(b",") + 1
     else:
-        text_bytes += len(bytes(fields.tools))
+        if fields.tools is not _ABSENT:
+            text_bytes += len(bytes(fields.tools))
         if b";base64," in prompt:
             inline = _INLINE_FILE.findall(prompt)
             images = len(inline)

@@ -102,7 +102,17 @@ class ClientConnection(asyncio.Protocol):
             if self._backlog_bytes > self._settings.header_max_bytes:
                 self.transport.pause_reading()
             return
+        between = self.between
+        if between:
+            known = self._gateway.heads.find(data)
+            if known is not None:
+                head, end = known
+                self.deadline = NEVER
+                self._gateway.begin(self, head, data[end:])
+                return
         self._read(data)
+        if between and self.between and len(self._waiting) == 1 and not self._deaf:
+            self._gateway.heads.remember(data, self._waiting[0][0])
         self._advance()
 
     def eof_received(self) -> None:
@@ -148,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
                 reason = Reason.INTERNAL if isinstance(error, httptools.HttpParserCallbackError) else Reason.MALFORMED
                 self._fault = Fault(reason, f"not a well-formed HTTP/1.1 request: {error}")
             return
-        if self._waiting and self._head is None and not self._quiet_bytes and not self._url:
+        if self._waiting and self.between:
             return
         self._bound(data, content)
 
@@ -323,15 +333,20 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     @property
+    def between(self) -> bool:
+        """No request is half read."""
+        return self._head is None and not self._url and not self._quiet_bytes
+
+    @property
     def idle(self) -> bool:
         """Between two requests."""
-        return self.exchange is None and not self._waiting and self._head is None and not self._url
+        return self.exchange is None and not self._waiting and self.between
 
     def expired(self) -> None:
         """The deadline has passed."""
         if self.closing or self.exchange is not None:
             self.transport.abort()  # it lingers, or does not read its answer
-        elif self.idle and not self._quiet_bytes:
+        elif self.idle:
             self.close()
         else:
             self._fault = Fault(Reason.TIMEOUT, "the request did not arrive in time")

@@ -45,6 +45,7 @@ class Exchange:
         "instance",
         "over",
         "place",
+        "request_id",
         "started",
     )
 
@@ -54,7 +55,7 @@ class Exchange:
         client: "ClientConnection",
         head: RequestHead,
         body: bytes,
-        *,
+        request_id: bytes,
         id: int | None,
         scan: BodyScan | None,
     ) -> None:
@@ -69,6 +70,7 @@ class Exchange:
         self._unchunk = False
         self.head = head
         self.body = body
+        self.request_id = request_id
         self.id = id
         self.place: Place | None = None
         self.instance: EngineInstance | None = None
@@ -103,8 +105,8 @@ class Exchange:
             head.method,
             head.target,
             self.instance.host_line,
-            b"".join(head.relayed),
-            head.request_id,
+            head.relayed,
+            self.request_id,
             length,
             body,
         )
@@ -117,8 +119,8 @@ class Exchange:
         if place.priority is not None and not scan.has_priority:
             fields = b'"priority":%d' % place.priority
         if self._gateway.slo_aware and not scan.has_xargs:
-            # The engine has a clock of its own: it is told what is left, not when.
-            left_ms = 1000 * (place.ttft_due - time.monotonic())
+            # The engine has a clock of its own: it is told what is left, not when; a deadline that is past is one about to pass.
+            left_ms = max(1.0, 1000 * (place.ttft_due - time.monotonic()))
             xargs = b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s)
             fields = fields + b"," + xargs if fields else xargs
         return fields
@@ -152,7 +154,7 @@ class Exchange:
             )
         self._answer_head = b"%bx-request-id: %b\r\nx-multislo-instance: %b\r\n%b%b%b\r\n" % (
             answer.status_line,
-            head.request_id,
+            self.request_id,
             self.instance.id_bytes,
             tier,
             b"connection: close\r\n" if self._close_after else b"",
@@ -270,7 +272,7 @@ class Exchange:
         self._gateway.ended(self)
         head = self.head
         close = not head.keep_alive or self._gateway.closing
-        answer = error_response(fault, head.request_id, close=close, head_only=head.method == b"HEAD")
+        answer = error_response(fault, self.request_id, close=close, head_only=head.method == b"HEAD")
         self._client.write(answer)
         self._client.finished(close=close)
 

@@ -29,6 +29,7 @@ from multislo_router.shell.client import ClientConnection
 from multislo_router.shell.errors import Fault, Reason, error_response, fault_of, response
 from multislo_router.shell.exchange import Exchange
 from multislo_router.shell.fleet import Fleet
+from multislo_router.shell.head_memory import HeadMemory
 from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
 from multislo_router.shell.request_head import CHAT, COMPLETIONS, MODELS, RequestHead
@@ -81,6 +82,7 @@ class Gateway:
         """Requests that the core knows, by its numbers."""
         self.passing: set[Exchange] = set()
         """Requests that it does not know: other paths than completions."""
+        self.heads = HeadMemory(settings.body_max_bytes)
         self.clients: set[ClientConnection] = set()
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
         self._numbers = count(1)
@@ -217,23 +219,22 @@ class Gateway:
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
         """A complete request: answers it now, or sets `client.exchange` and answers it later."""
         self.counters.requests += 1
-        if not head.request_id:
-            head.request_id = self.new_request_id()
+        request_id = head.request_id or self.new_request_id()
         try:
             if head.method == b"POST" and (head.path == CHAT or head.path == COMPLETIONS):
-                self._schedule(client, head, body)
+                self._schedule(client, head, body, request_id)
             elif head.method in (b"GET", b"HEAD") and (head.path == MODELS or head.path.startswith(MODELS + b"/")):
-                self._answer_models(client, head)
+                self._answer_models(client, head, request_id)
             else:
-                self._pass_through(client, head, body)
+                self._pass_through(client, head, body, request_id)
         except Fault as fault:
             self.counters.faults[fault.reason] += 1
             close = not head.keep_alive or self.closing
             head_only = head.method == b"HEAD"
-            client.write(error_response(fault, head.request_id, close=close, head_only=head_only))
+            client.write(error_response(fault, request_id, close=close, head_only=head_only))
             client.finished(close=close)
 
-    def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
+    def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
         scan = scan_body(body)
         names = self.settings.served_names
         if scan.model is not None and names and scan.model not in names:
@@ -241,7 +242,7 @@ class Gateway:
             raise Fault(Reason.UNKNOWN_MODEL, message, param="model")
         slo = slo_of(head, scan.service_tier, self._tiers, self.settings)
         id = next(self._numbers)
-        exchange = Exchange(self, client, head, body, id=id, scan=scan)
+        exchange = Exchange(self, client, head, body, request_id, id, scan)
         client.exchange = exchange
         chat = head.path == CHAT
         if scan.prompt_tokens is not None:
@@ -296,18 +297,18 @@ class Gateway:
             if exchange.instance is not None:
                 exchange.instance.passing -= 1
 
-    def _pass_through(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
+    def _pass_through(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
         """To an instance of the default tier, or to any where that has none."""
         instance = self.fleet.for_passing()
         if instance is None:
             raise Fault(Reason.NO_INSTANCE, "no instance is ready", retry_after_s=1.0)
         self.counters.passed_through += 1
-        exchange = Exchange(self, client, head, body, id=None, scan=None)
+        exchange = Exchange(self, client, head, body, request_id, None, None)
         client.exchange = exchange
         self.passing.add(exchange)
         exchange.send_to(instance, None)
 
-    def _answer_models(self, client: ClientConnection, head: RequestHead) -> None:
+    def _answer_models(self, client: ClientConnection, head: RequestHead, request_id: bytes) -> None:
         names = self.settings.served_names
         models = [
             {
@@ -330,7 +331,7 @@ class Gateway:
             document = models[names.index(name)]
         close = not head.keep_alive or self.closing
         body = json.dumps(document).encode()
-        client.write(response(200, body, head.request_id, close=close, head_only=head.method == b"HEAD"))
+        client.write(response(200, body, request_id, close=close, head_only=head.method == b"HEAD"))
         client.finished(close=close)
 
     # -- timeouts ------------------------------------------------------------------------------------------------------

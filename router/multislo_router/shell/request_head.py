@@ -1,7 +1,7 @@
 """A request's head as the shell needs it: what is answered to, what is relayed, what is kept from the engine. Made by the client's
 connection from httptools' callbacks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 CHAT = b"/v1/chat/completions"
@@ -56,15 +56,17 @@ HEADERS: dict[bytes, Header] = {
 
 @dataclass(slots=True)
 class RequestHead:
-    """`relayed` are the header lines for the engine, each with its line end. `path` is `target` without the query."""
+    """`relayed` are the header lines for the engine, each with its line end. `path` is `target` without the query. Once read it is
+    shared by all requests that have the same head, and not changed any more."""
 
     method: bytes
     target: bytes
     path: bytes
     http_1_0: bool
     keep_alive: bool
-    relayed: list[bytes] = field(default_factory=list)
+    relayed: bytes = b""
     request_id: bytes = b""
+    """The client's own; empty where it gave none."""
     content_length: int | None = None
     has_body: bool = False
     hosts: int = 0
@@ -77,7 +79,7 @@ class RequestHead:
 
     def read(self, headers: list[tuple[bytes, bytes]], *, keep_authorization: bool) -> None:
         """Takes all header fields in their order."""
-        relayed = self.relayed
+        relayed: list[bytes] = []
         meaning_of = HEADERS.get
         dropped: list[bytes] = []
         for name, value in headers:
@@ -101,7 +103,8 @@ class RequestHead:
             else:
                 self._read_own(meaning, name, value)
         if dropped and not {b"keep-alive", b"close"}.issuperset(dropped):
-            self.relayed = [line for line in relayed if line.partition(b":")[0].lower() not in dropped]
+            relayed = [line for line in relayed if line.partition(b":")[0].lower() not in dropped]
+        self.relayed = b"".join(relayed)
 
     def _read_own(self, meaning: Header, name: bytes, value: bytes) -> None:
         if meaning is Header.REQUEST_ID:

@@ -6,6 +6,7 @@ boundaries of its chunks and the bytes inside them are of interest, and an engin
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r\n")
@@ -15,6 +16,8 @@ _OWN = re.compile(
 )
 """Ends here (RFC 9110, 7.6.1), or is written by the router."""
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+HEADS_REMEMBERED = 512
+"""Of at most 64 KB, and commonly 200 bytes."""
 CHUNK_LINE_MAX_BYTES = 1024
 """Of a chunk's size and extensions: they are a dozen bytes."""
 TRAILER_MAX_BYTES = 16 * 1024
@@ -24,7 +27,7 @@ class EngineSpokeNonsense(Exception):
     """The answer is not HTTP/1.x as we know it. The engine's fault: its connection is closed."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ResponseHead:
     """`lines` are the header lines to be relayed, each with its line end. `length` is None for a chunked body or one that ends
     with the connection."""
@@ -38,8 +41,9 @@ class ResponseHead:
     event_stream: bool
 
 
+@lru_cache(HEADS_REMEMBERED)
 def read_head(head: bytes) -> ResponseHead:
-    """`head` ends with the line end of its last header."""
+    """`head` ends with the line end of its last header. An engine's heads are the same for as long as its clock shows one second."""
     status_line = _STATUS.match(head)
     if status_line is None:
         raise EngineSpokeNonsense(f"status line {head[:80]!r}")

@@ -20,8 +20,14 @@ class RequestSlo:
     tpot_s: float | None = None
 
 
+DEFAULT = RequestSlo()
+"""Never changed."""
+
+
 def slo_of(head: RequestHead, service_tier: str | None, tiers: frozenset[str], settings: ShellSettings) -> RequestSlo:
     """Raises a `Fault` that names the header, its value and what is legal."""
+    if head.tier is None and head.ttft is None and head.tpot is None and service_tier is None:
+        return DEFAULT
     slo = RequestSlo()
     if head.ttft is not None:
         slo.ttft_s = _milliseconds(head.ttft, settings.ttft_min_ms, settings.ttft_max_ms) / 1000

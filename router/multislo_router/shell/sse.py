@@ -94,6 +94,10 @@ class UsageTail:
 
     def usage(self) -> tuple[int | None, int | None]:
         """Prompt and completion tokens; None where the answer does not say."""
-        prompt = _PROMPT_TOKENS.findall(self._tail)
-        completion = _COMPLETION_TOKENS.findall(self._tail)
-        return (int(prompt[-1]) if prompt else None, int(completion[-1]) if completion else None)
+        tail = self._tail
+        at = tail.rfind(b'"usage":')
+        if at < 0:
+            return None, None
+        prompt = _PROMPT_TOKENS.search(tail, at)
+        completion = _COMPLETION_TOKENS.search(tail, at)
+        return (int(prompt[1]) if prompt else None, int(completion[1]) if completion else None)
