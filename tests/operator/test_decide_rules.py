@@ -257,7 +257,6 @@ def test_with_no_accelerator_free_a_looser_tier_gives_up_an_instance_of_the_wron
         ({"tiers": None}, "does not answer"),
         ({"data_age_s": 6.0}, "6 s old"),
         ({"data_age_s": float("nan")}, "old"),
-        ({"router_uptime_s": 3.0}, "started 3 s ago"),
         ({"tiers": [replace(t, work_rate=float("nan")) for t in tiers()]}, "no numbers"),
         ({"tiers": tiers()[:2]}, "does not know tier loose"),
     ],
@@ -268,6 +267,21 @@ def test_figures_that_say_nothing_hold_the_fleet_and_keep_the_minima(observed: d
     assert [(type(a), getattr(a, "tier", None)) for a in plan.actions] == [(Start, "tight")]
     assert word in plan.holds[0].reason
     assert not plan.known
+
+
+def test_a_router_that_has_just_started_is_grown_by_and_never_shrunk_by() -> None:
+    spec, seen, memory = a_spec(), instances(tight=1, middle=4), Memory()
+    for second in range(125):
+        _, memory = decide(spec, FleetObserved(seen, tiers((1.0, 1.0, 1.0))), memory, float(second))
+    idle = FleetObserved(seen, tiers((0.0, 0.0, 0.0)), router_uptime_s=3.0)
+    plan, after = decide(spec, idle, memory, 125.0)
+    assert not plan.actions
+    assert "started 3 s ago" in plan.holds[0].reason
+    for second in range(126, 240):
+        plan, after = decide(spec, replace(idle, router_uptime_s=second - 122.0), after, float(second))
+        assert not plan.actions, "the stabilisation time begins anew"
+    busy = replace(idle, tiers=tiers((2.0, 2.0, 2.0)))
+    assert decide(spec, busy, memory, 125.0)[0].actions
 
 
 def test_after_a_gap_without_figures_the_stabilisation_time_begins_anew() -> None:

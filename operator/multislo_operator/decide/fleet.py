@@ -105,6 +105,11 @@ class FleetObserved:
     data_age_s: float = 0.0
     router_uptime_s: float = float("inf")
 
+    @property
+    def router_is_young(self) -> bool:
+        """Its averages are still too low: good enough to grow by, never to shrink by."""
+        return not self.router_uptime_s >= ROUTER_WARMUP_S
+
     def trouble(self, spec: FleetSpec) -> str | None:
         """Why these figures say nothing about the load, in words; None where they can be relied on.
 
@@ -114,8 +119,6 @@ class FleetObserved:
             return "the router does not answer"
         if not self.data_age_s <= DATA_AGE_MAX_S:
             return f"the router's figures are {self.data_age_s:.0f} s old (more than {DATA_AGE_MAX_S:.0f} s)"
-        if not self.router_uptime_s >= ROUTER_WARMUP_S:
-            return f"the router started {self.router_uptime_s:.0f} s ago, its averages need {ROUTER_WARMUP_S:.0f} s"
         seen = {tier.name: tier for tier in self.tiers}
         for wanted in spec.tiers:
             tier = seen.get(wanted.name)

@@ -143,8 +143,8 @@ def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Se
     memory = _without_regret(memory, spec, now)
     if not found or observed.tiers is None:
         return replace(memory, recent=(), pressed_since={}, refused={}, refused_rate={})
-    fresh = memory.known_at is None or now - memory.known_at > GAP_MAX_S
-    since = now if fresh or memory.known_since is None else memory.known_since
+    fresh = observed.router_is_young or memory.known_at is None or now - memory.known_at > GAP_MAX_S
+    since = None if observed.router_is_young else now if fresh or memory.known_since is None else memory.known_since
     quotas = tuple(need.quota for need in found)
     recent = (*((at, q) for at, q in memory.recent if now - CONFIRM_S <= at < now), (now, quotas))
     refused, rates = _refusals(observed.tiers, memory, now)

@@ -68,6 +68,9 @@ def _round(
 ) -> None:
     if trouble:
         draft.hold(HoldCause.DATA_UNKNOWN, f"load unknown: {trouble}; keeping what runs, and the minima")
+    elif seen.router_is_young:
+        why = f"the router started {seen.router_uptime_s:.0f} s ago and its averages are too low yet: growing only"
+        draft.hold(HoldCause.DATA_UNKNOWN, why)
     _give_up_failed(draft)
     _fill(draft, wanted)
     _finish_drains(draft)

@@ -119,23 +119,18 @@ class LocalFleet:
     # -- what a plan asks for --------------------------------------------------------------------------------------------
 
     def carry_out(self, action: Action) -> None:
+        instance = self._start(action.tier) if isinstance(action, Start) else self.instances[action.instance]
+        self._journal.action(action, instance.id, instance.tier)
         match action:
-            case Start(tier=tier):
-                instance = self._start(tier)
-                self._journal.action(action, instance.id)
-            case Drain(instance=id):
-                self._journal.action(action, id)
-                self.instances[id].become(InstanceState.DRAINING)
-            case CallOffDrain(instance=id):
-                self._journal.action(action, id)
-                self.instances[id].become(InstanceState.READY)
-            case Convert(instance=id, tier=tier):
-                self._journal.action(action, id)
-                self.instances[id].tier = tier
-                self.instances[id].since = time.monotonic()
-            case Stop(instance=id):
-                self._journal.action(action, id)
-                self.stop(self.instances[id])
+            case Drain():
+                instance.become(InstanceState.DRAINING)
+            case CallOffDrain():
+                instance.become(InstanceState.READY)
+            case Convert(tier=tier):
+                instance.tier = tier
+                instance.since = time.monotonic()
+            case Stop():
+                self.stop(instance)
         self.changed.set()
 
     def stop(self, instance: LocalInstance) -> None:

@@ -43,22 +43,27 @@ class Journal:
         self.fleet({}, {})
         self._file.close()
 
-    def action(self, action: Action, instance: str) -> None:
-        """A decision that is being carried out on `instance`."""
+    def action(self, action: Action, instance: str, tier: str | None) -> None:
+        """A decision that is being carried out on `instance`, of `tier` until now."""
         match action:
-            case Start(tier=tier):
+            case Start():
                 verb, text = "start", f"start {instance} for {tier or 'the warm pool'}"
             case Drain():
-                verb, text = "drain", f"drain {instance}"
+                verb, text = "drain", f"drain {instance} of {tier or 'the warm pool'}"
             case CallOffDrain():
                 verb, text = "call_off_drain", f"call off the drain of {instance}"
-            case Convert(tier=tier):
-                verb, text = "convert", f"move {instance} to {tier or 'the warm pool'}"
+            case Convert(tier=other):
+                verb, text = "convert", f"move {instance} from {tier or 'the warm pool'} to {other or 'the warm pool'}"
             case Stop():
                 verb, text = "stop", f"stop {instance}"
-        tier = action.tier if isinstance(action, Start | Convert) else None
         self._write(
-            verb, f"{text}: {action.reason}", instance=instance, tier=tier, reason=action.reason, terms=action.terms
+            verb,
+            f"{text}: {action.reason}",
+            instance=instance,
+            tier=tier,
+            to=action.tier if isinstance(action, Convert) else tier,
+            reason=action.reason,
+            terms=action.terms,
         )
 
     def holds(self, holds: tuple[Hold, ...]) -> None:
@@ -90,7 +95,7 @@ class Journal:
 
     def _write(self, event: str, text: str | None, at: float | None = None, **fields: Any) -> None:
         at = self._clock() if at is None else at
-        line = json.dumps({"at": round(at, 3), "event": event, **fields})
+        line = json.dumps({"at": round(at, 3), "event": event, **({} if text is None else {"text": text}), **fields})
         self._file.write(line + "\n")
         self._file.flush()
         if self._events is not None:

@@ -99,7 +99,7 @@ class Up:
                 settings.start_of,
             )
             living = tasks.create_task(_quietly(router.live()), name="router")
-            telling = tasks.create_task(self._tell(client, fleet), name="tell")
+            telling = tasks.create_task(self._tell(client, router, fleet), name="tell")
             looking = tasks.create_task(self._look(client, router, fleet), name="look")
             stopping = tasks.create_task(self._stop.wait(), name="stop")
             await asyncio.wait([living, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -134,12 +134,13 @@ class Up:
 
     # -- while it runs -----------------------------------------------------------------------------------------------------
 
-    async def _tell(self, client: AdminClient, fleet: LocalFleet) -> None:
+    async def _tell(self, client: AdminClient, router: RouterProcess, fleet: LocalFleet) -> None:
         """Hand the router the whole fleet, at each change and once a second."""
         while True:
             fleet.changed.clear()
             with contextlib.suppress(RouterUnreachable):
                 await client.put_instances(fleet.listed())
+                router.answered = True
             await within(fleet.changed, LOOK_S)
 
     async def _look(self, client: AdminClient, router: RouterProcess, fleet: LocalFleet) -> None:
