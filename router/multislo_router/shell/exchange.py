@@ -251,7 +251,8 @@ class Exchange:
         if self._events is not None and isinstance(body, ChunkedBody) and body.whole:
             # The empty line ends whatever event the engine may have left incomplete.
             event = b"\n\n" + error_event(Fault(Reason.ENGINE_FAILED, f"the engine failed during the answer: {why}"))
-            self._client.write(event if self._unchunk else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+            # No last chunk: with one, a client would take its connection for free and lose its next request to the close.
+            self._client.write(event if self._unchunk else b"%x\r\n%b\r\n" % (len(event), event))
             self._client.finished(close=True)
         else:
             self._client.cut()

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 import os
 import time
 from collections import Counter, deque
@@ -35,6 +36,8 @@ from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
 from multislo_router.shell.request_head import CHAT, COMPLETIONS, MODELS, RequestHead
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.slo import RequestSlo, slo_of
+
+log = logging.getLogger("multislo.router")
 
 RECENT_DECISIONS = 1000
 """Kept for /debug/decisions: about a minute of a busy router, and a few hundred KB."""
@@ -228,11 +231,22 @@ class Gateway:
             else:
                 self._pass_through(client, head, body, request_id)
         except Fault as fault:
-            self.counters.faults[fault.reason] += 1
-            close = not head.keep_alive or self.closing
-            head_only = head.method == b"HEAD"
-            client.write(error_response(fault, request_id, close=close, head_only=head_only))
-            client.finished(close=close)
+            self._answer_fault(client, head, request_id, fault)
+        except Exception:
+            # A bug of ours must not leave its client waiting for ever, nor take the process and all other streams with it.
+            log.exception("request %s", request_id.decode("latin-1"))
+            exchange = client.exchange
+            internal = Fault(Reason.INTERNAL, "the router failed on this request")
+            if exchange is None:
+                self._answer_fault(client, head, request_id, internal)
+            elif not exchange.over:
+                exchange.refuse(internal)
+
+    def _answer_fault(self, client: ClientConnection, head: RequestHead, request_id: bytes, fault: Fault) -> None:
+        self.counters.faults[fault.reason] += 1
+        close = not head.keep_alive or self.closing
+        client.write(error_response(fault, request_id, close=close, head_only=head.method == b"HEAD"))
+        client.finished(close=close)
 
     def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
         scan = scan_body(body)

@@ -124,3 +124,16 @@ async def test_a_bad_fleet_is_refused_whole(kit: Any, entries: list[tuple[str, s
         )
 
     assert list(stage.gateway.fleet.instances) == ["i0"]
+
+
+async def test_a_bug_costs_one_request_a_500_and_nothing_else(kit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    handle = stage.gateway.core.handle
+    stage.gateway.core.handle = None  # type: ignore[method-assign]
+    failed = await client.ask(kit.CHAT, headers="x-request-id: unlucky\r\n")
+    stage.gateway.core.handle = handle
+
+    assert (failed.status, failed.headers["x-multislo-reason"]) == (500, "internal")
+    assert "unlucky" in caplog.text
+    assert (await client.ask(kit.CHAT)).status == 200
