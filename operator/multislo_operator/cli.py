@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from multislo_operator.local.engines import NotHere, check_startable
-from multislo_operator.local.ports import Ports
+from multislo_operator.local.ports import ROUTER_PORTS, Ports
 from multislo_operator.local.router import AdminClient, RouterUnreachable
 from multislo_operator.local.top import frame
 from multislo_operator.local.up import Up, UpSettings
@@ -84,7 +84,7 @@ def up(
         raise WrongManifest(f"error: {error}") from None
     pinned = _pinned(manifest, pins) if fixed or pins else None
     folder = _folder(log_dir)
-    ports = Ports(os.getpid() + 1)
+    ports = Ports(ROUTER_PORTS, os.getpid())
     settings = UpSettings(
         manifest_path=manifest_path,
         folder=folder,

@@ -102,6 +102,7 @@ class Running:
         """Wait until the router has so many ready instances."""
 
         def enough() -> bool:
+            assert self.process.poll() is None, f"it has ended: {self.events()[-3:]} {self.stderr}"
             fleet = self.call("live page", "/fleet")
             return fleet is not None and sum(i["state"] == "ready" for i in fleet["instances"]) >= count
 

@@ -15,7 +15,7 @@ from multislo_operator.local.child import back_off_s
 from multislo_operator.local.engines import engine_start, flag_value
 from multislo_operator.local.journal import Journal, fleet_samples, instance_seconds
 from multislo_operator.local.observe import fleet_observed, fleet_spec
-from multislo_operator.local.ports import Ports
+from multislo_operator.local.ports import ENGINE_PORTS, Ports
 from multislo_perf.profile import load_profile
 
 PROFILE = load_profile("llama-3.1-8b-h200-tp1")
@@ -155,7 +155,7 @@ def test_the_back_off_doubles_up_to_its_end() -> None:
 
 
 def test_a_taken_port_is_passed_over() -> None:
-    first = Ports(7).take()
+    first = Ports(ENGINE_PORTS, 7).take()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
-        assert Ports(7).take() != first
+        assert Ports(ENGINE_PORTS, 7).take() != first

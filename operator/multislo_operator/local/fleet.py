@@ -19,7 +19,7 @@ from multislo_operator.decide.plan import Action, CallOffDrain, Convert, Drain, 
 from multislo_operator.local.child import Child, Guarding, back_off_s
 from multislo_operator.local.engines import EngineStart, engine_start
 from multislo_operator.local.journal import Journal
-from multislo_operator.local.ports import Ports
+from multislo_operator.local.ports import ENGINE_PORTS, Ports
 
 PROBE_STARTING_S = 0.1
 PROBE_READY_S = 2.0
@@ -80,7 +80,7 @@ class LocalFleet:
         self._guarding = guarding
         self._session = session
         self._tasks = tasks
-        self._ports = Ports(os.getpid())
+        self._ports = Ports(ENGINE_PORTS, os.getpid())
         self._count = 0
         self.exited = 0
         """Processes that ended unasked."""
