@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from multislo_perf.latency import LatencyModel
-
 from multislo_router.core.events import Scheduler
 
 

@@ -4,7 +4,6 @@
 from math import exp, inf
 
 from multislo_perf.latency import LatencyModel
-
 from multislo_router.core.config import EngineLimits
 from multislo_router.core.events import InstanceSpec, InstanceState, Scheduler
 from multislo_router.core.request import Request, Stage
@@ -44,6 +43,7 @@ class Instance:
         "kv_foreign",
         "kv_reported",
         "kv_reserved",
+        "late_share",
         "latency",
         "limits",
         "load",
@@ -100,6 +100,8 @@ class Instance:
         """When a prefill last left the instance's queue."""
         self.prefill_share = 0.0
         """Share of the time that the prefills sent here take, a moving mean (profile's time, uncalibrated)."""
+        self.late_share = 0.0
+        """The part of it that was lost already when it was sent here."""
         self.prefill_share_at = now
         self.head_since = now
         """When the engine began with the first of the prefills."""
@@ -138,15 +140,21 @@ class Instance:
         self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
         if self.limits.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
             self._order_prefills()
-        if request.tpot_s < self.tpot_tightest_s:
+        if request.tpot_s < self.tpot_tightest_s and not request.lost:
             self.tpot_tightest_s = request.tpot_s
 
     def prefill_share_now(self, now: float) -> float:
         elapsed = now - self.prefill_share_at
         if elapsed > 0.0:
-            self.prefill_share *= exp(-elapsed / PREFILL_WINDOW_S)
+            decay = exp(-elapsed / PREFILL_WINDOW_S)
+            self.prefill_share *= decay
+            self.late_share *= decay
             self.prefill_share_at = now
         return self.prefill_share
+
+    def late_share_now(self, now: float) -> float:
+        self.prefill_share_now(now)
+        return self.late_share
 
     def _order_prefills(self) -> None:
         # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
@@ -174,7 +182,7 @@ class Instance:
         self.kv_decode_tokens += request.prompt_tokens + request.tokens
         index = request.tier.index
         due = request.next_due()
-        if due < self.due_least[index]:
+        if due < self.due_least[index] and not request.lost:
             self.due_least[index] = due
 
     def _leave_prefills(self, request: Request, now: float) -> None:
@@ -222,15 +230,19 @@ class Instance:
         due_least = [inf] * len(self.tpots)
         tightest = inf
         for request in self.decodes.values():
+            if request.lost:
+                continue
             tokens = request.tokens + 1 if at_boundary and request.last_token_at < now else request.tokens
             due = request.due + tokens * request.tpot_s
             index = request.tier.index
-            if now < due < due_least[index]:  # one that is late already has nothing more to lose
+            if due < due_least[index]:
                 due_least[index] = due
             if request.tpot_s < tightest:
                 tightest = request.tpot_s
         for request in self.prefills.values():
-            if request.tpot_s < tightest:
+            if request.due < now:
+                request.lost = True
+            elif request.tpot_s < tightest:
                 tightest = request.tpot_s
         self.due_least = due_least
         self.tpot_tightest_s = tightest

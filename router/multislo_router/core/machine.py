@@ -8,13 +8,13 @@ from typing import Any
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, Overload
-from multislo_router.core.instance import Instance
+from multislo_router.core.instance import PREFILL_WINDOW_S, Instance
 from multislo_router.core.invariants import check
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.pending import Pending
 from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, kind_on, least_harm, nearly
 from multislo_router.core.request import Request, Stage
-from multislo_router.core.room import room
+from multislo_router.core.room import room, room_for_late
 from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
 from multislo_router.core.tier import Tier, work_s
 
@@ -27,8 +27,6 @@ OFFERED_MAX = 8
 LATE_OFFERED_MAX = 4
 TOLERANCE = 0.1
 """At its last call a request is placed if it is predicted to be late by no more than this share of its TTFT: predictions err."""
-AGED_TTFTS = 10.0
-"""A late request that has waited this many of its TTFTs is placed even where it costs others a deadline, or it would starve."""
 BOUNDARY_SHARE = 0.5
 """Tokens further apart than this share of an iteration belong to different iterations."""
 RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 60.0
@@ -146,9 +144,11 @@ class RouterCore:
         found, kind = choice
         instance = found.instance
         tier = request.tier
-        if request.late:
+        if request.lost:
             kind = d.Kind.BEST_EFFORT if tier.config.overload is Overload.BEST_EFFORT else d.Kind.LATE
         instance.admit(request, now)
+        if request.lost:
+            instance.late_share += request.prefill_work_s / PREFILL_WINDOW_S
         request.attempts += 1
         request.placed_at = now
         request.ttft_predicted_at = found.first_token_at
@@ -161,7 +161,7 @@ class RouterCore:
         priority = None
         if instance.limits.scheduler is e.Scheduler.PRIORITY:
             # Milliseconds of the deadline; what is late goes behind everything that is not.
-            priority = int(request.due * 1000.0) + (1_000_000_000 if request.late else 0)
+            priority = int(request.due * 1000.0) + (1_000_000_000 if request.lost else 0)
         return d.Place(
             request=request.id,
             instance=instance.id,
@@ -201,7 +201,10 @@ class RouterCore:
         first = request.tokens == 0
         if first:
             self._first_token(request, instance, now)
-        request.tokens_met += _met(request, count, now)
+        met = _met(request, count, now)
+        request.tokens_met += met
+        if met < count:
+            request.lost = True
         request.tokens += count
         request.last_token_at = now
         instance.kv_decode_tokens += count
@@ -284,6 +287,7 @@ class RouterCore:
         request.avoid = instance
         request.stage = Stage.HELD
         request.tokens = request.tokens_met = 0
+        request.lost = False  # its client has seen nothing yet: whether it is lost, its next placement tells
         return [self._place_or_hold(request, now)]
 
     # -- the router's queue --------------------------------------------------------------------------------------------
@@ -293,18 +297,18 @@ class RouterCore:
         if not instance.placeable or self.instances.get(instance.id) is not instance:
             return NOTHING
         made: list[d.Decision] = []
-        for request in self.pending.oldest_in_time(OFFERED_MAX):
+        for request in self.pending.first_in_time(OFFERED_MAX):
             found = room(instance, request, now)
             if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
                 self._leave_pending(request)
                 made.append(self._place(request, Choice(found, kind_on(instance, request)), now))
         if not made:
-            for request in self.pending.oldest_late(LATE_OFFERED_MAX):
-                found = room(instance, request, now)
-                if found is not None and (found.harm_s >= 0.0 or _aged(request, now)):
-                    self._leave_pending(request)
-                    made.append(self._place(request, Choice(found, d.Kind.LATE), now))
-                    break
+            lost = self.pending.first_lost()
+            if lost is not None:
+                found = room_for_late(instance, lost, now)
+                if found is not None:
+                    self._leave_pending(lost)
+                    made.append(self._place(lost, Choice(found, d.Kind.LATE), now))
         return made
 
     def _tick(self, event: e.Tick) -> Sequence[d.Decision]:
@@ -321,16 +325,18 @@ class RouterCore:
         return made
 
     def _retry_held(self, now: float, made: list[d.Decision]) -> None:
-        for request in self.pending.oldest_in_time(OFFERED_MAX):
+        for request in self.pending.first_in_time(OFFERED_MAX):
             choice = self._place_by(self.homes, request, now)
             if choice is not None:
                 self._leave_pending(request)
                 made.append(self._place(request, choice, now))
-        for request in self.pending.oldest_late(LATE_OFFERED_MAX):
-            choice = least_harm(self.homes, request, now)
-            if choice is not None:
-                self._leave_pending(request)
-                made.append(self._place(request, choice, now))
+        for _ in range(LATE_OFFERED_MAX):
+            lost = self.pending.first_lost()
+            choice = least_harm(self.homes, lost, now) if lost is not None else None
+            if lost is None or choice is None:
+                break
+            self._leave_pending(lost)
+            made.append(self._place(lost, choice, now))
 
     def _last_call(self, request: Request, now: float) -> d.Decision | None:
         """Its deadline is about to be lost: one tolerant try, then what its tier says about overload."""
@@ -465,10 +471,6 @@ def _met(request: Request, count: int, now: float, together: bool = False) -> in
         return 0
     late = ceil((now - due) / request.tpot_s)
     return count - late if late < count else 0
-
-
-def _aged(request: Request, now: float) -> bool:
-    return now - request.arrived > AGED_TTFTS * (request.due - request.arrived)
 
 
 def _tier_status(tier: Tier, now: float, pending_oldest_s: float) -> TierStatus:

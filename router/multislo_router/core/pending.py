@@ -1,74 +1,84 @@
 """The router's own queue: requests that no instance has room for yet, in the order of their deadlines. Used by `machine` alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import Any
 
 from multislo_router.core.request import Request, Stage
 
+_Entry = tuple[int, float, int, int, Request]
+"""(rank, when, request id, its attempts when it was queued, the request). The attempts tell an entry of an earlier hold, which a
+placement that failed has made stale, from the one that counts."""
+
+IN_TIME = 0
+
 
 class Pending:
-    """Held requests: those still in time by deadline, those given up (late) behind them, and a clock of when each is given up."""
+    """Held requests: those still in time by deadline, those given up (lost) behind them, and a clock of when each is given up.
 
-    __slots__ = ("_in_time", "_last_calls", "_late", "count")
+    Entries are dropped when they are come across, not when their request leaves: leaving is O(1).
+    """
+
+    __slots__ = ("_in_time", "_last_calls", "_lost", "count")
 
     def __init__(self) -> None:
-        self._in_time: list[tuple[float, int, Request]] = []
-        self._late: list[tuple[int, float, int, Request]] = []
-        self._last_calls: list[tuple[float, int, Request]] = []
+        self._in_time: list[_Entry] = []
+        self._lost: list[_Entry] = []
+        self._last_calls: list[_Entry] = []
         self.count = 0
 
     def hold(self, request: Request, last_call_at: float) -> None:
         """Queue a request; at `last_call_at` its deadline is out of reach even of an idle instance."""
-        heappush(self._in_time, (request.due, request.id, request))
-        heappush(self._last_calls, (last_call_at, request.id, request))
+        heappush(self._in_time, (IN_TIME, request.due, request.id, request.attempts, request))
+        heappush(self._last_calls, (IN_TIME, last_call_at, request.id, request.attempts, request))
         self.count += 1
 
     def give_up(self, request: Request, rank: int) -> None:
         """Its deadline is lost: queue it behind all that are in time, by rank, then deadline."""
-        request.late = True
-        heappush(self._late, (rank, request.due, request.id, request))
+        request.lost = True
+        heappush(self._lost, (rank, request.due, request.id, request.attempts, request))
 
     def leave(self) -> None:
-        """A held request got its place, was refused, or its client went (the heaps drop it when they come across it)."""
+        """A held request got its place, was refused, or its client went."""
         self.count -= 1
 
     def last_call_at(self) -> float | None:
         """When the next deadline has to be given up or met."""
         calls = self._last_calls
-        while calls and (calls[0][2].stage is not Stage.HELD or calls[0][2].late):
+        while calls and not _in_time(calls[0]):
             heappop(calls)
-        return calls[0][0] if calls else None
+        return calls[0][1] if calls else None
 
     def last_calls(self, now: float) -> Iterator[Request]:
         """Held requests whose last call has come; each comes once."""
         while (at := self.last_call_at()) is not None and at <= now:
-            yield heappop(self._last_calls)[2]
+            yield heappop(self._last_calls)[-1]
 
-    def oldest_in_time(self, most: int) -> list[Request]:
+    def first_in_time(self, most: int) -> list[Request]:
         """The most urgent ones whose deadlines still hold."""
-        return _heads(self._in_time, most, lambda request: not request.late)
+        kept: list[_Entry] = []
+        while self._in_time and len(kept) < most:
+            entry = heappop(self._in_time)
+            if _in_time(entry):
+                kept.append(entry)
+        for entry in kept:
+            heappush(self._in_time, entry)
+        return [entry[-1] for entry in kept]
 
-    def oldest_late(self, most: int) -> list[Request]:
-        return _heads(self._late, most, lambda request: True)
+    def first_lost(self) -> Request | None:
+        """The first of those that were given up."""
+        while self._lost and not _held(self._lost[0]):
+            heappop(self._lost)
+        return self._lost[0][-1] if self._lost else None
 
     def __iter__(self) -> Iterator[Request]:
-        for _, _, request in self._in_time:
-            if request.stage is Stage.HELD and not request.late:
-                yield request
-        for _, _, _, request in self._late:
-            if request.stage is Stage.HELD:
-                yield request
+        yield from (entry[-1] for entry in self._in_time if _in_time(entry))
+        yield from (entry[-1] for entry in self._lost if _held(entry))
 
 
-def _heads(heap: list[Any], most: int, valid: Callable[[Request], bool]) -> list[Request]:
-    """The first `most` entries whose request is still held and valid; those that are not leave the heap for good."""
-    kept: list[Any] = []
-    while heap and len(kept) < most:
-        entry = heappop(heap)
-        request: Request = entry[-1]
-        if request.stage is Stage.HELD and valid(request):
-            kept.append(entry)
-    for entry in kept:
-        heappush(heap, entry)
-    return [entry[-1] for entry in kept]
+def _held(entry: _Entry) -> bool:
+    request = entry[-1]
+    return request.stage is Stage.HELD and request.attempts == entry[3]
+
+
+def _in_time(entry: _Entry) -> bool:
+    return _held(entry) and not entry[-1].lost

@@ -10,7 +10,7 @@ from multislo_router.core.decisions import Kind
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.request import Request
-from multislo_router.core.room import Room, room
+from multislo_router.core.room import Room, room, room_for_late
 
 OWN_CANDIDATES = 4
 OTHER_CANDIDATES = 2
@@ -66,19 +66,19 @@ def _keeping_reserve(instance: Instance, request: Request, now: float) -> Room |
 def spread(homes: Homes, request: Request, now: float) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
     home = request.tier.index
-    candidates: list[tuple[float, int, Instance, Kind]] = []
+    candidates: list[tuple[float, Instance, Kind]] = []
     for index, ladder in enumerate(homes.tiers):
         if not ladder:
             continue
         own = index == home
         kind = Kind.OWN_TIER if own else Kind.PROMOTED if index < home else Kind.DEMOTED
-        for instance in islice(ladder.rising(), OWN_CANDIDATES if own else OTHER_CANDIDATES):
-            candidates.append((HOME_BONUS if own else 0.0, 0, instance, kind))
-    for instance in islice(homes.warm.rising(), OTHER_CANDIDATES):
-        candidates.append((0.0, 0, instance, Kind.WARM_POOL))
+        bonus = HOME_BONUS if own else 0.0
+        emptiest = islice(ladder.rising(), OWN_CANDIDATES if own else OTHER_CANDIDATES)
+        candidates += [(bonus, instance, kind) for instance in emptiest]
+    candidates += [(0.0, instance, Kind.WARM_POOL) for instance in islice(homes.warm.rising(), OTHER_CANDIDATES)]
     best: Choice | None = None
     best_load = 0.0
-    for bonus, _, instance, kind in candidates:
+    for bonus, instance, kind in candidates:
         found = room(instance, request, now)
         if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
             load = found.load - bonus
@@ -91,8 +91,8 @@ def spread(homes: Homes, request: Request, now: float) -> Choice | None:
 def least_harm(homes: Homes, request: Request, now: float) -> Choice | None:
     """For a request that is late already: the emptiest instance on which it harms nobody."""
     for instance in _emptiest(homes):
-        found = room(instance, request, now)
-        if found is not None and found.harm_s >= 0.0:
+        found = room_for_late(instance, request, now)
+        if found is not None:
             return Choice(found, Kind.LATE)
     return None
 

@@ -29,7 +29,7 @@ class Request:
         "iteration_predicted_s",
         "kv_reserved",
         "last_token_at",
-        "late",
+        "lost",
         "output_tokens_max",
         "placed_at",
         "prefill_work_s",
@@ -66,8 +66,8 @@ class Request:
         self.output_tokens_max = output_tokens_max
         self.streaming = streaming
         self.stage = Stage.HELD
-        self.late = False
-        """Its deadline was given up while it was held."""
+        self.lost = False
+        """One of its deadlines is missed, or certain to be: it is served still, but nothing is owed to its pace."""
         self.attempts = 0
         self.avoid: Instance | None = None
         """The instance that failed it: not asked again."""

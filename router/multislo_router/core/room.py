@@ -22,6 +22,12 @@ KV_SHARE = 0.97
 BACKLOG_MAX_S = 0.2
 """Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere (40 to 300 ms
 made no difference)."""
+LATE_LOAD_MAX = 0.8
+"""Lost requests fill an instance up to this load only: filled to the brim it would make the next ones late too, and so on for ever."""
+LATE_SHARE = 0.05
+"""Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
+LATE_TPOT_S = 1.0
+"""The pace that is still owed to a lost request."""
 CHUNK_MAX = 2048
 SLACK_SHARE = 0.85
 """The share of the least slack that an SLO-aware engine's planner spends on an iteration."""
@@ -73,6 +79,17 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
     if instance.limits.scheduler is Scheduler.SLO_AWARE:
         return _room_by_demand(instance, request, now)
     return _room_in_stock_queue(instance, request, now)
+
+
+def room_for_late(instance: Instance, request: Request, now: float) -> Room | None:
+    """The room for a request that is lost: beside what the others need and a reserve for those to come, and a small share of the
+    instance in any case, or it would starve."""
+    found = room(instance, request, now)
+    if found is None or instance.prefills:
+        return None
+    if found.harm_s >= 0.0 and found.load <= LATE_LOAD_MAX:
+        return found
+    return found if instance.late_share_now(now) < LATE_SHARE else None
 
 
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:
@@ -134,7 +151,7 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
     )
     drained_s = elapsed * DRAIN_SAFETY
     rounds = elapsed / full_s if elapsed > full_s else 1.0
-    tightest = request.tpot_s
+    tightest = LATE_TPOT_S if request.lost else request.tpot_s
     for index, due in enumerate(instance.due_least):
         if now < due < inf:
             tpot = instance.tpots[index]
@@ -163,7 +180,7 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     decode_s = (
         latency.gemm_per_token_s + latency.per_decode_s + (latency.per_kv_token_s * kv / decodes if decodes else 0.0)
     )
-    tightest = request.tpot_s
+    tightest = LATE_TPOT_S if request.lost else request.tpot_s
     if instance.tpot_tightest_s < tightest:
         tightest = instance.tpot_tightest_s
     steady_s = factor * latency.iteration_s(0, 0, decodes + len(instance.prefills) + 1, kv + request.prompt_tokens)

@@ -4,7 +4,6 @@ from collections import deque
 from math import exp
 
 from multislo_perf.latency import LatencyModel
-
 from multislo_router.core.config import TierConfig
 from multislo_router.core.decisions import Cause, Kind
 from multislo_router.core.events import Outcome

@@ -64,19 +64,9 @@ def bursts(rate: float, factor: float, every_s: float, length_s: float, duration
 
 
 def rise_and_fall(low: float, peak: float, duration_s: float) -> Curve:
-    """The demo's day in two minutes: an eighth low, a quarter rising, a quarter at the peak, a quarter falling, an
-    eighth low."""
-    eighth_s = duration_s / 8.0
-    return Curve(
-        (
-            (0.0, low),
-            (eighth_s, low),
-            (3 * eighth_s, peak),
-            (5 * eighth_s, peak),
-            (7 * eighth_s, low),
-            (duration_s, low),
-        )
-    )
+    """A day in a few minutes: a fifth low, a quarter rising, a fifth at the peak, a fifth falling, the rest low."""
+    shape = ((0.0, low), (0.20, low), (0.45, peak), (0.65, peak), (0.85, low), (1.0, low))
+    return Curve(tuple((share * duration_s, rate) for share, rate in shape))
 
 
 def stamps(curve: Curve, seed: int, cv: float = 1.0) -> list[float]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from multislo_perf.latency import LatencyModel
-
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 
 
