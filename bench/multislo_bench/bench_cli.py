@@ -32,9 +32,8 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
     CPU time of `RouterCore.handle` for arriving requests, and of the events that place nothing (tokens, ends), whose cost must
     not grow with the fleet. 10,000 instances take about 3 GB and two minutes.
     """
-    from multislo_router.core.config import Placement
-
     from multislo_bench.placement_cost import measure
+    from multislo_router.core.config import Placement
 
     try:
         counts = [int(size) for size in sizes.split(",")]

@@ -283,7 +283,6 @@ def demo(manifest_path: Path, duration_s: float, low: float, peak: float, seed: 
     both runs side by side. Takes about four minutes.
     """
     from multislo_api.cli import manifest_at
-
     from multislo_bench import demo as story_of
     from multislo_bench.demo_view import print_demo, save_picture
     from multislo_bench.processes import CannotMeasure

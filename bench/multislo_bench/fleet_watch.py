@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import aiohttp
-from multislo_api.fleet import FleetSnapshot
 from pydantic import ValidationError
+
+from multislo_api.fleet import FleetSnapshot
 
 FLEET_EVERY_S = 1.0
 LAG_EVERY_S = 5.0

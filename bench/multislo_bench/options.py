@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+
 from multislo_api.duration import parse_duration_s
 from multislo_api.manifest import ManifestInvalid, load_manifest
 from multislo_perf.latency import LatencyModel

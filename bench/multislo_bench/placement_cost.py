@@ -9,6 +9,7 @@ from random import Random
 from time import perf_counter_ns, thread_time_ns
 
 import numpy as np
+
 from multislo_perf.profile import load_profile
 from multislo_perf.sizing import batch_tokens
 from multislo_router.core import events

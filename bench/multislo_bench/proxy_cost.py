@@ -15,11 +15,11 @@ from statistics import median
 from typing import Any
 
 import uvloop
-from multislo_sim.workloads.request import Request
 
 from multislo_bench.processes import CannotMeasure, cpu_s, free_ports, multislo, need, put_json, running, wait_for
 from multislo_bench.record import Outcome
 from multislo_bench.replay import Limits, Progress, Target, replay
+from multislo_sim.workloads.request import Request
 
 VLLM_ROUTER = "vllm-router==0.1.17"
 BACK_ENDS = 8

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time, time
 
 import aiohttp
-from multislo_sim.workloads.request import Request
 
 from multislo_bench.client import Client, Endpoint
 from multislo_bench.prompts import prompts
 from multislo_bench.record import Outcome, Record
+from multislo_sim.workloads.request import Request
 
 LAG_PROBE_S = 0.01
 SWEEP_S = 0.25

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import uvloop
+
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_api.manifest import load_manifest
 from multislo_router.core.machine import RouterCore

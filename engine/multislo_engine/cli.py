@@ -3,10 +3,10 @@
 import sys
 
 import click
-from multislo_perf.profile import ProfileInvalid, load_profile
 
 from multislo_engine.emulator.config import BLOCK_TOKENS, EmulatorConfig
 from multislo_engine.planners import PLANNERS
+from multislo_perf.profile import ProfileInvalid, load_profile
 
 MODEL_LEN_DEFAULT = 131_072
 """Tokens of prompt and output together where neither the flag nor the KV cache says less."""

@@ -13,9 +13,8 @@ from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
-from multislo_perf.latency import LatencyModel
-
 from multislo_engine.planners.view import EngineView, Job, Plan, Planner
+from multislo_perf.latency import LatencyModel
 
 _ORDER = attrgetter("order")
 _ADMITTED = attrgetter("admitted")

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import aiohttp
 import click
-from multislo_api.cli import WrongManifest, manifest_at
-from multislo_api.fleet import FleetSnapshot
-from multislo_api.manifest import MultiSLOServing, ProfileConfigMap, ProfileFile
-from multislo_perf.profile import Profile, ProfileInvalid, load_profile
-from multislo_perf.sizing import unattainable
 from rich.console import Console
 from rich.live import Live
 
+from multislo_api.cli import WrongManifest, manifest_at
+from multislo_api.fleet import FleetSnapshot
+from multislo_api.manifest import MultiSLOServing, ProfileConfigMap, ProfileFile
 from multislo_operator.local.engines import NotHere, check_startable
 from multislo_operator.local.ports import ROUTER_PORTS, Ports
 from multislo_operator.local.router import AdminClient, RouterUnreachable
 from multislo_operator.local.top import frame
 from multislo_operator.local.up import Up, UpSettings
+from multislo_perf.profile import Profile, ProfileInvalid, load_profile
+from multislo_perf.sizing import unattainable
 
 HELP = {"help_option_names": ["-h", "--help"]}
 

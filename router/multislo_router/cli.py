@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 import uvloop
 from aiohttp import web
+
 from multislo_api.cli import WrongManifest, manifest_at
 from multislo_perf.profile import ProfileInvalid, load_profile
-
 from multislo_router.core.config import CoreConfig
 from multislo_router.from_manifest import (
     Unusable,

@@ -7,7 +7,6 @@ from pathlib import Path
 from multislo_api.manifest import ApiKeys, Engine, MultiSLOServing, ProfileConfigMap, ProfileFile, Spec
 from multislo_perf.profile import Profile, load_profile
 from multislo_perf.sizing import batch_tokens
-
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.events import Scheduler
 from multislo_router.shell.settings import ShellSettings

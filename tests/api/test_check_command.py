@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+
 from multislo_api.cli import check, manifest_at
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

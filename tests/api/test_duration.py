@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from multislo_api.duration import PATTERN, format_duration, parse_duration_s
 
 

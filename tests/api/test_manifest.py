@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from multislo_api.fields import fields
 from multislo_api.kind import MultiSLOServing
 from multislo_api.manifest import (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from multislo_api.manifest import ManifestInvalid, ManifestUnreadable, load_manifest, manifest_from, parse_manifest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

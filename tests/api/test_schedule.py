@@ -5,6 +5,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+
 from multislo_api.kind import ScheduleEntry
 from multislo_api.schedule import floors
 

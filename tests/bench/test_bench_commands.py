@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from multislo.command import main
 from multislo_bench.processes import free_ports, running, wait_for
 from multislo_bench.proxy_cost import Load, _compared

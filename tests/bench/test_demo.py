@@ -6,6 +6,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from multislo_api.manifest import load_manifest
 from multislo_bench.demo import Run, Story, profile_for, requests_of, rival_fleet, rival_instances, save_report
 from multislo_bench.demo_view import print_demo, save_picture
@@ -14,7 +16,6 @@ from multislo_bench.record import Outcome, Record
 from multislo_bench.replay import Limits, Replayed, Target, Timing, replay
 from multislo_bench.report import Window, report
 from multislo_sim.workloads.request import Request
-from rich.console import Console
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "demo.yaml"
 

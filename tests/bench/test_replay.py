@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import uvloop
+
 from multislo_bench.record import Outcome
 from multislo_bench.replay import Limits, Replayed, ReplayImpossible, Target, replay, served_model
 from multislo_bench.report import Window, report

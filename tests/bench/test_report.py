@@ -5,12 +5,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from multislo_bench.plots import save_plot
 from multislo_bench.record import Outcome, Record
 from multislo_bench.replay import Timing
 from multislo_bench.report import Quantiles, Window, report
 from multislo_bench.tables import print_report
-from rich.console import Console
 
 
 def record(at_s: float, tier: str = "gold", tpot_s: float = 0.1, tokens: tuple[float, ...] = ()) -> Record:

@@ -12,10 +12,11 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
 from multislo_engine.emulator.app import EmulatorApp
 from multislo_engine.emulator.config import EmulatorConfig
 from multislo_perf.latency import LatencyModel
-from prometheus_client.parser import text_string_to_metric_families
 
 LAW = LatencyModel(1.64e-3, 3.88e-3, 5.43e-6, 0.06e-3, 17.64e-6, 5.28e-6, 2.971e-8, 3.75e-7, 3.87e-10)
 CONFIG = EmulatorConfig(latency=LAW, belief=LAW, model="llama", kv_tokens_max=160_000, max_model_len=8192)

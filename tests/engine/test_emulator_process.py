@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from click.testing import CliRunner
+
 from multislo_engine.cli import emulate
 
 COMMAND = (sys.executable, "-c", "from multislo.command import main; main()", "emulate")

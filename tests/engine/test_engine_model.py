@@ -6,6 +6,7 @@ from math import inf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from multislo_engine.model import EngineConfig, EngineModel, EngineRequest, EngineToken
 from multislo_engine.planners import PLANNERS, planner_named
 from multislo_perf.latency import LatencyModel

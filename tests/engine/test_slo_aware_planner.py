@@ -4,6 +4,7 @@ import random
 from math import inf
 
 import pytest
+
 from multislo_engine.model import EngineConfig, EngineModel, EngineRequest
 from multislo_engine.planners import EngineView, Job, Planner, SloAware, planner_named
 from multislo_perf.latency import LatencyModel

@@ -9,6 +9,7 @@ from math import cos, exp, isfinite, pi
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+
 from multislo_operator.decide.fleet import (
     FleetObserved,
     FleetSpec,

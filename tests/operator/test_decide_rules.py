@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from multislo_operator.decide.fleet import (
     FleetObserved,
     FleetSpec,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from multislo_api.fleet import FleetSnapshot, InstanceView
 from multislo_api.manifest import MultiSLOServing, manifest_from
 from multislo_operator.decide.fleet import InstanceState

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from rich.console import Console
+
 from multislo_api.fleet import FleetSnapshot, InstanceView, LatencyView, TierView
 from multislo_operator.cli import top, up
 from multislo_operator.local.top import frame
-from rich.console import Console
 
 Manifest = dict[str, Any]
 

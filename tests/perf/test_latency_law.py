@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from multislo_perf.latency import LatencyModel
 
 H200 = LatencyModel(1.76e-3, 3.87e-3, 5.8e-6, 0.29e-3, 17.4e-6, 6.5e-6, 29.8e-9, 0.8e-6, 336e-12)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from multislo_perf.bench import bench_predict
 from multislo_perf.cli import profile
 from multislo_perf.profile import load_document, load_profile, shipped_profiles

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from multislo_perf.profile import ProfileInvalid, load_document, load_profile, parse_document, shipped_profiles
 
 H200 = "llama-3.1-8b-h200-tp1"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from multislo_perf.fit import RECIPES, Assumptions, derive_profile, fit_profile, kv_capacity
 from multislo_perf.profile import ProfileInvalid, load_document
 

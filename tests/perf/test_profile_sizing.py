@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from multislo_perf.profile import load_profile, shipped_profiles
 from multislo_perf.sizing import (
     BATCH_TOKENS_MAX,

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from multislo_sim.workloads.request import Request
 from multislo_sim.workloads.traces import TraceInvalid, read_trace
 

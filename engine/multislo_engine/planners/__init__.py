@@ -2,11 +2,10 @@
 with the three methods of `Planner` and a line in `planner_named`; the engine model, the emulator and the simulator
 know nothing else of it."""
 
-from multislo_perf.latency import LatencyModel
-
 from multislo_engine.planners.slo_aware import SloAware
 from multislo_engine.planners.stock import Fcfs, Priority
 from multislo_engine.planners.view import EngineView, Job, Plan, Planner
+from multislo_perf.latency import LatencyModel
 
 __all__ = [
     "PLANNERS",

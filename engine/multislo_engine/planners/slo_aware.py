@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from math import inf
 
-from multislo_perf.latency import LatencyModel
-
 from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
+from multislo_perf.latency import LatencyModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_api.manifest import MultiSLOServing
-from multislo_perf.profile import Profile
-
 from multislo_operator.decide.fleet import InstanceState
 from multislo_operator.decide.plan import Action, CallOffDrain, Convert, Drain, Start, Stop
 from multislo_operator.local.child import Child, Guarding, back_off_s
 from multislo_operator.local.engines import EngineStart, engine_start
 from multislo_operator.local.journal import Journal
 from multislo_operator.local.ports import ENGINE_PORTS, Ports
+from multislo_perf.profile import Profile
 
 PROBE_STARTING_S = 0.1
 PROBE_READY_S = 2.0

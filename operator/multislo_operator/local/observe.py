@@ -8,9 +8,6 @@ from typing import Protocol
 from multislo_api.fleet import FleetSnapshot, InstanceView
 from multislo_api.manifest import MultiSLOServing
 from multislo_api.schedule import floors
-from multislo_perf.profile import Profile
-from multislo_perf.sizing import batch_tokens
-
 from multislo_operator.decide.fleet import (
     FleetObserved,
     FleetSpec,
@@ -20,6 +17,8 @@ from multislo_operator.decide.fleet import (
     TierSpec,
 )
 from multislo_operator.local.engines import flag_value, startup_s
+from multislo_perf.profile import Profile
+from multislo_perf.sizing import batch_tokens
 
 ROUTER_FAILED_GRACE_S = 10.0
 """The router's own probe revives an instance within 5 s if there was only a hiccup; until then it counts as there."""

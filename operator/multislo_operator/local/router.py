@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 
 import aiohttp
-from multislo_api.fleet import FleetSnapshot, InstanceList
 from pydantic import ValidationError
 
+from multislo_api.fleet import FleetSnapshot, InstanceList
 from multislo_operator.local.child import Child, back_off_s
 from multislo_operator.local.journal import Journal
 

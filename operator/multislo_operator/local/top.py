@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from multislo_api.fleet import FleetSnapshot, InstanceView, LatencyView, TierView
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from multislo_api.fleet import FleetSnapshot, InstanceView, LatencyView, TierView
 
 GOAL = 0.99
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 import aiohttp
+
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing
-from multislo_perf.profile import Profile
-
 from multislo_operator.decide.need import Memory
 from multislo_operator.decide.scale import decide
 from multislo_operator.local.child import Child, Guarding
@@ -26,6 +25,7 @@ from multislo_operator.local.fleet import LocalFleet, within
 from multislo_operator.local.journal import Journal
 from multislo_operator.local.observe import fleet_observed, fleet_spec
 from multislo_operator.local.router import AdminClient, RouterEnded, RouterProcess, RouterUnreachable
+from multislo_perf.profile import Profile
 
 LOOK_S = 1.0
 """Between two looks at the fleet."""

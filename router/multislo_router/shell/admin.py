@@ -11,14 +11,14 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from aiohttp import web
-from multislo_api.fleet import FleetSnapshot, InstanceList
-from multislo_api.problems import path_text, shown
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import CollectorRegistry
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from multislo_api.fleet import FleetSnapshot, InstanceList
+from multislo_api.problems import path_text, shown
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import exposition
 from multislo_router.shell.gateway import Gateway

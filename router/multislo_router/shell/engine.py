@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from multislo_api.fleet import InstanceEntry
-
 from multislo_router.shell.response_head import EngineSpokeNonsense, ResponseBody, body_of, read_head
 from multislo_router.shell.settings import ShellSettings
 

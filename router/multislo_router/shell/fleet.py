@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import aiohttp
-from multislo_api.fleet import InstanceList
 
+from multislo_api.fleet import InstanceList
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.events import (
     Event,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from multislo_api.fleet import InstanceList
-
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.decisions import Decision, Hold, Place
 from multislo_router.core.events import (

@@ -4,7 +4,6 @@
 from collections.abc import Callable
 
 from multislo_api.fleet import FleetSnapshot, InstanceView, LatencyView, TierView
-
 from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiohttp.test_utils import TestServer
+
 from multislo_api.fleet import InstanceList
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from multislo_api.manifest import ApiKeys, MultiSLOServing, parse_manifest
 from multislo_perf.profile import ProfileInvalid, load_profile
 from multislo_perf.sizing import batch_tokens

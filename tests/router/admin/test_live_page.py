@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+
 from multislo_router.shell.page.picture import chromium_path, opened
 
 pytestmark = pytest.mark.skipif(

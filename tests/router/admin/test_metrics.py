@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from prometheus_client import CollectorRegistry
+from prometheus_client import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import SAMPLES_A_SLICE, exposition
 from multislo_router.shell.metrics import LAG_EDGES, METRICS, table
 from multislo_router.shell.scrape import Scrape
-from prometheus_client import CollectorRegistry
-from prometheus_client import Metric as Family
-from prometheus_client.parser import text_string_to_metric_families
 
 DOC = Path(__file__).parents[3] / "docs" / "metrics.md"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvloop
+
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from multislo_router.shell.head_memory import HEADS_MAX, HeadMemory
 from multislo_router.shell.request_head import RequestHead
 

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_router.shell.watch import read_metrics
 

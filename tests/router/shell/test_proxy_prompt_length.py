@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from multislo_router.core.events import RequestArrived
 from multislo_router.shell.prompt_length import TOKENS_PER_BYTE_MAX, TOKENS_PER_BYTE_MIN, LengthEstimate
 

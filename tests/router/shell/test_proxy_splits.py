@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from multislo_router.shell.body_scan import scan_body, with_fields
 from multislo_router.shell.errors import Fault
 from multislo_router.shell.response_head import ChunkedBody, EngineSpokeNonsense

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 from aiohttp import web
+
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_engine.emulator.app import EmulatorApp
 from multislo_engine.emulator.config import EmulatorConfig
