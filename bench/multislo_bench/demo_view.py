@@ -1,6 +1,7 @@
 """What the demo shows at its end: both runs side by side, instances over time, and a picture of both."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,7 @@ from multislo_bench.report import TierReport
 from multislo_bench.tables import milliseconds, share
 
 BARS = " ▁▂▃▄▅▆▇█"
+BARS_MAX = 72
 LAG_SUSPECT_S = 0.010
 
 
@@ -42,12 +44,12 @@ def print_demo(console: Console, ours: Run, rival: Run, rival_name: str, rival_i
 
 def _table(ours: Run, rival: Run, rival_name: str) -> RenderableType:
     grid = Table(title="the same requests, twice", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    grid.add_column("tier")
+    grid.add_column("tier", no_wrap=True)
     headings = ["requests", "SLO ms"]
     for name in ("multislo", rival_name):
         headings += [f"{name}\nattained", "TTFT ms\np50 / p99", "TPOT ms\np50 / p99"]
     for heading in headings:
-        grid.add_column(heading, justify="right")
+        grid.add_column(heading, justify="right", no_wrap=True)
     for name, tier in ours.report.tiers.items():
         grid.add_row(name, *_cells(tier, rival.report.tiers.get(name)))
     grid.add_section()
@@ -78,12 +80,12 @@ def _instances(samples: Sequence[Sample]) -> list[Text]:
         return []
     names = list(dict.fromkeys(name for sample in samples for name in sample.tiers))
     most = max(sample.instances for sample in samples)
-    step = max(1, len(samples) // 60)
+    step = ceil(len(samples) / BARS_MAX)
     lines = [Text("instances over time", style="bold")]
     for name in [*names, "all"]:
         counts = [sample.instances if name == "all" else sample.tiers.get(name, 0) for sample in samples[::step]]
         bars = "".join(BARS[min(8, round(count / most * 8))] for count in counts)
-        lines.append(Text(f"  {name:<12} {bars} {min(counts)} to {max(counts)}"))
+        lines.append(Text(f"  {name:<12} {bars} {min(counts)} to {max(counts)}", no_wrap=True))
     return lines
 
 

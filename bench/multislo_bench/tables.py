@@ -28,7 +28,7 @@ def share(value: float | None) -> Text:
 def table(report: Report, title: str) -> RenderableType:
     """Per tier: attainment, TTFT and TPOT against the SLO, what went wrong, goodput."""
     grid = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    grid.add_column("tier")
+    grid.add_column("tier", no_wrap=True)
     for heading in (
         "requests",
         "SLO ms\nTTFT/TPOT",
@@ -40,7 +40,7 @@ def table(report: Report, title: str) -> RenderableType:
         "goodput\nreq/s",
         "tokens/s",
     ):
-        grid.add_column(heading, justify="right")
+        grid.add_column(heading, justify="right", no_wrap=True)
     for name, tier in report.tiers.items():
         grid.add_row(name, *_cells(tier))
     if len(report.tiers) > 1:
@@ -50,9 +50,9 @@ def table(report: Report, title: str) -> RenderableType:
 
 
 def wide(stderr: bool = False) -> Console:
-    """The terminal, or a hundred columns where there is none."""
+    """The terminal, or 120 columns where there is none."""
     console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=100)
+    return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
 def print_report(console: Console, report: Report, title: str) -> None:
