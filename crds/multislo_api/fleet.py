@@ -54,11 +54,15 @@ class TierView(Document):
     )
     work_rate_trend: float = Field(description="Change of work_rate a second, moving average over ~30 s.")
     requests_met: int
-    requests_missed: int = Field(description="Late, refused and failed ones; a client's own disconnects are in neither.")
+    requests_missed: int = Field(
+        description="Late, refused and failed ones; a client's own disconnects are in neither."
+    )
     tokens_met: int
     tokens_missed: int
     refused: int
-    attainment: float | None = Field(description="Share met of the requests that finished in the last minute; null where none did.")
+    attainment: float | None = Field(
+        description="Share met of the requests that finished in the last minute; null where none did."
+    )
     ttft: LatencyView
     tpot: LatencyView
 
@@ -70,9 +74,13 @@ class InstanceView(Document):
     url: str
     tier: str | None
     state: Literal["starting", "ready", "draining", "failed"]
-    load: float = Field(description="Share of its time that its admitted work needs to stay on its deadlines; above 1: it will miss some.")
+    load: float = Field(
+        description="Share of its time that its admitted work needs to stay on its deadlines; above 1: it will miss some."
+    )
     load_mean: float = Field(description="The load, averaged over ~10 s.")
-    requests: int = Field(description="Requests placed on it and not yet ended. A draining instance with 0 may be stopped.")
+    requests: int = Field(
+        description="Requests placed on it and not yet ended. A draining instance with 0 may be stopped."
+    )
     prefills: int
     decodes: int
     kv_tokens: int = Field(description="Believed.")
@@ -93,4 +101,6 @@ class FleetSnapshot(Document):
     placement: str
     tiers: list[TierView]
     instances: list[InstanceView]
-    generation: int = Field(description="How many times the fleet has been set by PUT /instances since the router's start.")
+    generation: int = Field(
+        description="How many times the fleet has been set by PUT /instances since the router's start."
+    )
