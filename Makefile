@@ -2,23 +2,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-READY = $(VENV)/.ready
+RUN = $(VENV)/.ready
+DEV = $(VENV)/.ready-dev
+LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check bench gen lock clean
 
-$(READY): pyproject.toml requirements.lock
+$(RUN): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: $(READY)  ## a fleet on this machine, beside round robin on as many instances
+$(DEV): $(RUN) requirements-dev.lock
+	$(INSTALL) --require-hashes -r requirements-dev.lock
+	touch $@
+
+demo: $(RUN)  ## a fleet on this machine, beside round robin on as many instances
 	$(BIN)/multislo demo
 
-test: $(READY)  ## everything that needs no cluster
+test: $(DEV)  ## everything that needs no cluster
 	$(BIN)/python -m pytest -n auto tests
 
-check: $(READY)  ## style, types, arrows between the rooms, generated files
+check: $(DEV)  ## style, types, arrows between the rooms, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -26,16 +33,16 @@ check: $(READY)  ## style, types, arrows between the rooms, generated files
 	$(MAKE) gen
 	git diff --exit-code -- docs
 
-bench: $(READY)  ## the router's own cost
+bench: $(RUN)  ## the router's own cost
 	$(BIN)/multislo bench placement
 	$(BIN)/multislo bench proxy
 
-gen: $(READY)  ## files that are written from code
+gen: $(DEV)  ## files that are written from code
 	$(BIN)/python -m multislo_api.reference docs/manifest.md
 
 lock:  ## pin every dependency (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev --group build \
-		--output-file requirements.lock pyproject.toml
+	uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml
+	uv pip compile $(LOCK) --extra dev --output-file requirements-dev.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
