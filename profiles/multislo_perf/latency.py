@@ -43,8 +43,7 @@ class LatencyModel:
             + (linear if linear > gemm else gemm)
             + self.per_decode_s * decodes
             + self.per_kv_token_s * kv_tokens
-            + chunk_tokens
-            * (self.per_chunk_token_s + self.per_attention_pair_s * (chunk_tokens + 2 * chunk_context))
+            + chunk_tokens * (self.per_chunk_token_s + self.per_attention_pair_s * (chunk_tokens + 2 * chunk_context))
         )
 
     def batch_s(self, chunks: list[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
@@ -54,7 +53,9 @@ class LatencyModel:
         for tokens, context in chunks:
             total += tokens
             attention += self.attention_s(tokens, context)
-        return self.tokens_s(decodes + total) + self.per_decode_s * decodes + self.per_kv_token_s * kv_tokens + attention
+        return (
+            self.tokens_s(decodes + total) + self.per_decode_s * decodes + self.per_kv_token_s * kv_tokens + attention
+        )
 
     def tokens_s(self, tokens: int) -> float:
         """The part of an iteration that depends on nothing but its number of tokens, the fixed part included."""
@@ -72,7 +73,9 @@ class LatencyModel:
         pair = self.per_attention_pair_s
         slope = self.per_chunk_token_s + 2.0 * pair * chunk_context
         tokens = min(
-            _largest_root(pair, slope + self.weights_per_token_s, rest - self.weights_s - self.weights_per_token_s * decodes),
+            _largest_root(
+                pair, slope + self.weights_per_token_s, rest - self.weights_s - self.weights_per_token_s * decodes
+            ),
             _largest_root(pair, slope + self.gemm_per_token_s, rest - self.gemm_s - self.gemm_per_token_s * decodes),
         )
         whole = int(tokens + _NEAR)
