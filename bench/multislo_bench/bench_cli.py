@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from multislo_bench.tables import wide
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -30,7 +33,7 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
     """Time one placement of the router's core, with ~100 decodes and some prompts on each instance.
 
     CPU time of `RouterCore.handle` for arriving requests, and of the events that place nothing (tokens, ends), whose cost must
-    not grow with the fleet. 10,000 instances take about 3 GB and two minutes.
+    not grow with the fleet. 10,000 instances take about 3 GB and a minute.
     """
     from multislo_bench.placement_cost import measure
     from multislo_router.core.config import Placement
@@ -49,14 +52,16 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
-    table = Table(title=f"us of RouterCore.handle, {placement}", title_justify="left", header_style="bold")
+    table = Table(
+        title=f"us of RouterCore.handle, {placement}", title_justify="left", header_style="bold", box=SIMPLE_HEAD
+    )
     for heading in ("instances", "arrival p50", "p99", "token p50", "mean", "p99", "end p50", "p99", "load", "held"):
         table.add_column(heading, justify="right")
     names = ("p50_us", "p99_us", "token_p50_us", "token_mean_us", "token_p99_us", "end_p50_us", "end_p99_us")
     for size, row in figures.items():
         cells = [f"{row[name]:.1f}" for name in names]
         table.add_row(size, *cells, f"{row['load_mean']:.2f}", f"{row['held_share'] * 100:.1f} %")
-    Console().print(table)
+    wide().print(table)
 
 
 @bench.command(epilog="Example: multislo bench proxy --seconds 5 --rounds 3 --json")
@@ -106,7 +111,9 @@ def proxy(seconds: float, rounds: int, streams: int, binary: Path | None, as_jso
 
 
 def _print_proxy(document: dict[str, Any]) -> None:
-    table = Table(title="through one core, median of the runs", title_justify="left", header_style="bold")
+    table = Table(
+        title="through one core, median of the runs", title_justify="left", header_style="bold", box=SIMPLE_HEAD
+    )
     for heading in ("connections", "router", "req/s", "p99 ms", "us CPU/request", "ours / theirs"):
         table.add_column(heading, justify="right")
     for connections, row in document["concurrency"].items():
@@ -115,7 +122,7 @@ def _print_proxy(document: dict[str, Any]) -> None:
             ratio = f"{row['ratio_vllm_router']:.2f}x, p99 {row['p99_ratio']:.2f}x" if name == "ours" else ""
             rate, cpu = f"{figures['requests_per_s']:.0f}", f"{figures['cpu_us_per_request']:.1f}"
             table.add_row(connections, name, rate, f"{figures['p99_ms']:.2f}", cpu, ratio)
-    console = Console()
+    console = wide()
     console.print(table)
     tokens = document["us_per_token"]
     console.print(f"CPU of a streamed token: ours {tokens['ours']:.1f} us, vllm-router {tokens['vllm_router']:.1f} us")

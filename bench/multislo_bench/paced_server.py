@@ -1,9 +1,11 @@
-"""A back end that streams tokens at a steady pace and costs little: `python -m multislo_bench.paced_server PORT PERIOD_S`. The
-proxy benchmark puts it behind the routers to measure what a relayed token costs them."""
+"""A back end that streams tokens at a steady pace and costs little: `python -m multislo_bench.paced_server PERIOD_S PORT ...`.
+The proxy benchmark puts it behind the routers to measure what a relayed token costs them. Each port is an engine with
+iterations of its own: the tokens of its streams come together."""
 
 import asyncio
 import re
 import sys
+from functools import partial
 
 import uvloop
 
@@ -16,22 +18,19 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntr
 USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":%d,"total_tokens":%d}}\n\n'
 MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
 MAX_TOKENS = re.compile(rb'"max_tokens":\s*(\d+)')
-PHASES = 8
-"""Streams are dealt to so many clocks, as engines have iterations of their own: tokens come in groups, not all at once."""
 
 
 class Stream(asyncio.Protocol):
     """One connection: a completion request is answered with a paced stream, everything else at once."""
 
-    phases: tuple[set["Stream"], ...] = tuple(set() for _ in range(PHASES))
-    started = 0
+    def __init__(self, engine: set["Stream"]) -> None:
+        self._engine = engine
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
         self._received = b""
         self._tokens = 0
         self._sent = 0
-        self._phase = Stream.phases[0]
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -46,9 +45,7 @@ class Stream(asyncio.Protocol):
         if head.startswith(b"POST /v1/") and wanted is not None:
             self._tokens, self._sent = int(wanted[1]), 0
             self._transport.write(HEAD)
-            Stream.started += 1
-            self._phase = Stream.phases[Stream.started % PHASES]
-            self._phase.add(self)
+            self._engine.add(self)
         else:
             answer = MODELS if b"/models" in head else b"{}"
             self._transport.write(
@@ -57,7 +54,7 @@ class Stream(asyncio.Protocol):
             )
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._phase.discard(self)
+        self._engine.discard(self)
 
     def token(self) -> None:
         """The next token of its answer, or the end."""
@@ -67,20 +64,22 @@ class Stream(asyncio.Protocol):
             return
         end = USAGE % (self._tokens, self._tokens + 1) + b"data: [DONE]\n\n"
         self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(end), end))
-        self._phase.discard(self)
+        self._engine.discard(self)
 
 
-async def serve(port: int, period_s: float) -> None:
+async def serve(period_s: float, ports: list[int]) -> None:
     loop = asyncio.get_running_loop()
-    await loop.create_server(Stream, "127.0.0.1", port)
+    engines: list[set[Stream]] = [set() for _ in ports]
+    for port, engine in zip(ports, engines, strict=True):
+        await loop.create_server(partial(Stream, engine), "127.0.0.1", port)
     due = loop.time()
     while True:
-        for phase in Stream.phases:
-            due += period_s / PHASES
+        for engine in engines:
+            due += period_s / len(engines)
             await asyncio.sleep(max(0.0, due - loop.time()))
-            for stream in tuple(phase):
+            for stream in tuple(engine):
                 stream.token()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), float(sys.argv[2])))
+    uvloop.run(serve(float(sys.argv[1]), [int(port) for port in sys.argv[2:]]))

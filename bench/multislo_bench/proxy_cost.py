@@ -8,7 +8,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -157,14 +157,13 @@ def fixed_answers(folder: Path) -> Iterator[list[int]]:
 
 @contextmanager
 def paced_streams(folder: Path) -> Iterator[list[int]]:
-    with ExitStack() as stack:
-        # One process: its streams are dealt to clocks of their own, and the routers see it under one address.
-        (port,) = free_ports(1)
-        log = folder / "paced.log"
-        command = [sys.executable, "-m", "multislo_bench.paced_server", str(port), str(TOKEN_PERIOD_S)]
-        process = stack.enter_context(running("the paced back end", command, log, LOAD_CORE))
-        wait_for(f"http://127.0.0.1:{port}/v1/models", process, log)
-        yield [port]
+    """As many engines that stream, in one process."""
+    ports = free_ports(BACK_ENDS)
+    log = folder / "paced.log"
+    command = [sys.executable, "-m", "multislo_bench.paced_server", str(TOKEN_PERIOD_S), *map(str, ports)]
+    with running("the paced back end", command, log, LOAD_CORE) as process:
+        wait_for(f"http://127.0.0.1:{ports[0]}/v1/models", process, log)
+        yield ports
 
 
 @contextmanager

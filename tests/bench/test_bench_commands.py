@@ -22,7 +22,7 @@ def called(*args: str) -> Result:
 def paced_server(period_s: float, folder: Path) -> Iterator[str]:
     """The benchmark's own back end, as a process."""
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "multislo_bench.paced_server", str(port), str(period_s)]
+    command = [sys.executable, "-m", "multislo_bench.paced_server", str(period_s), str(port)]
     with running("the paced back end", command, folder / "log") as process:
         wait_for(f"http://127.0.0.1:{port}/v1/models", process, folder / "log")
         yield f"http://127.0.0.1:{port}"
