@@ -124,6 +124,22 @@ def test_requests_that_linger_start_one_instance_though_the_averages_see_no_need
     assert "requests wait" in plan.actions[0].reason
 
 
+def test_a_tier_whose_requests_wait_though_they_should_fit_weighs_more_from_then_on() -> None:
+    memory = Memory()
+    for second in range(4):
+        waiting = FleetObserved(instances(tight=1, middle=1), tiers((0.5, 0.4, 0.3), pending="tight"))
+        plan, memory = decide(a_spec(), waiting, memory, float(second))
+        if plan.actions:
+            break
+    calm = FleetObserved(instances(tight=2, middle=1), tiers((0.5, 0.4, 0.3)))
+    plan, memory = decide(a_spec(), calm, memory, 10.0)
+    row = plan.tiers[0]
+    assert row.terms["weight"] == pytest.approx(1.15, abs=0.01)
+    assert row.terms["work"] == pytest.approx(0.5 * 1.15, abs=0.01)
+    plan, _ = decide(a_spec(), calm, memory, 2000.0)
+    assert plan.tiers[0].terms["weight"] == 1.0
+
+
 def test_a_request_held_for_a_moment_is_no_reason_to_grow() -> None:
     figures = tiers((0.3, 0.3, 0.3), pending="middle", oldest_s=0.1)
     assert not seen_for(5, a_spec(), instances(tight=1, middle=1), figures).actions

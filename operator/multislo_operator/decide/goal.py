@@ -26,6 +26,8 @@ class Goal:
     """Up to this count the load asks for instances; beyond it, tiers only share out what runs: nothing is started for that."""
     reason: str
     terms: Terms
+    waits: bool = False
+    """One more than the figures ask for, because requests wait."""
     short: str | None = None
     at_max: str | None = None
 
@@ -36,6 +38,7 @@ def goals(
     """Per tier. In trouble (figures unknown): what runs, at least the minimum."""
     draft = Draft(spec, list(observed.instances))
     live = {tier.name: draft.live(tier.name) for tier in spec.tiers}
+    raised_for: str | None = None
     if trouble:
         wanted = {tier.name: min(max(tier.least, live[tier.name]), tier.instances_max) for tier in spec.tiers}
         urgent = {tier.name: tier.least for tier in spec.tiers}
@@ -46,8 +49,8 @@ def goals(
         waiting = pressed(spec, observed, memory, now)
         wanted = _by_load(spec, limits, live)
         urgent = _urgent(spec, limits, wanted, live)
-        _one_more_where_requests_wait(spec, observed, waiting, wanted, urgent, live)
-        reasons, terms = _why(spec, limits, found, waiting, live)
+        raised_for = _one_more_where_requests_wait(spec, observed, waiting, wanted, urgent, live)
+        reasons, terms = _why(spec, limits, found, waiting, live, memory.weights)
     granted = within_budget(spec, wanted)
     asks = {} if trouble else {t.name: t.work_rate / fill_target(spec.attainment) for t in observed.tiers or ()}
     answer = {}
@@ -61,7 +64,13 @@ def goals(
         if count == tier.instances_max and asked > count:
             at_max = f"{tier.name} is at its maximum of {count}, its load asks for {asked:.1f}"
         answer[tier.name] = Goal(
-            count, min(urgent[tier.name], count), reasons[tier.name], terms[tier.name], short, at_max
+            count,
+            min(urgent[tier.name], count),
+            reasons[tier.name],
+            terms[tier.name],
+            tier.name == raised_for,
+            short,
+            at_max,
         )
     return answer
 
@@ -99,10 +108,11 @@ def _one_more_where_requests_wait(
     wanted: dict[str, int],
     urgent: dict[str, int],
     live: Mapping[str, int],
-) -> None:
+) -> str | None:
     """One more than there are, in a tier whose requests wait, unless more is coming to it or to a tighter tier already.
 
     What starts, or has only just become ready, counts as coming: a need starts one instance, not one a second.
+    Returns the tier, where the fleet grows by it.
     """
     total = have = coming = 0
     for tier in spec.tightest_first:
@@ -114,7 +124,8 @@ def _one_more_where_requests_wait(
             total += more - wanted[tier.name]
             wanted[tier.name] = urgent[tier.name] = more
             if total > have:
-                return
+                return tier.name
+    return None
 
 
 def _is_coming(seen: InstanceObserved) -> bool:
@@ -122,7 +133,12 @@ def _is_coming(seen: InstanceObserved) -> bool:
 
 
 def _why(
-    spec: FleetSpec, limits: Bounds, found: Sequence[Need], waiting: Sequence[str], live: Mapping[str, int]
+    spec: FleetSpec,
+    limits: Bounds,
+    found: Sequence[Need],
+    waiting: Sequence[str],
+    live: Mapping[str, int],
+    weights: Mapping[str, float],
 ) -> tuple[dict[str, str], dict[str, Terms]]:
     reasons: dict[str, str] = {}
     terms: dict[str, Terms] = {}
@@ -134,6 +150,7 @@ def _why(
         reasons[tier.name] = _reason(spec, tier, need, tier.name in waiting, have, low, high, limits.span_s)
         terms[tier.name] = {
             "work": need.work,
+            "weight": weights.get(tier.name, 1.0),
             "growth": need.growth,
             "backlog": need.backlog,
             "fill_target": fill_target(spec.attainment),

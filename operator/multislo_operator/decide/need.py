@@ -8,7 +8,7 @@ instances than its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, log10, sqrt
+from math import ceil, exp, log10, sqrt
 
 from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierObserved, TierSpec
 
@@ -17,8 +17,12 @@ EXTRA_MAX = 0.25
 them gains little, and what is piled up is mostly late by the time that an instance has started."""
 NOISE_WINDOW_S = 10.0
 """Time constant of the router's averages: what arrives in it at random makes their noise."""
-GROWTH_DEAD = 3.0
-"""Growth below this many times the noise of the average is taken for noise."""
+GROWTH_DEAD = 2.5
+"""Growth below this many standard deviations of the trend's own noise is taken for noise."""
+AVERAGES_APART_S = 20.0
+"""The router's trend is the difference of a mean over 10 s and one over 30 s, over the time between their middles."""
+AVERAGE_LAG_S = 10.0
+"""A mean over 10 s shows a ramp so late; what is started now must fit the work after this and the start-up time."""
 LABEL_SPARE = 1
 """A tier keeps this many instances more than it and the tighter ones need while the fleet keeps its size: changing homes to and fro
 serves nobody, since a spare instance serves looser tiers anyway."""
@@ -41,6 +45,13 @@ PRESSED_IDLE_S = 10.0
 SETTLE_S = 5.0
 """An instance that has just become ready (or changed its tier) needs this long before still-pending requests ask for another."""
 REFUSED_AVERAGE_S = 10.0
+WEIGHT_STEP = 1.15
+WEIGHT_GROWTH_MAX = 0.1
+"""While the work grows by more than this share over the horizon, requests wait because the averages lag: nothing is learnt from that."""
+WEIGHT_MAX = 2.0
+WEIGHT_FORGOTTEN_S = 300.0
+"""Each instance that is started because a tier's requests wait raises the tier's weight by a step; it falls back to 1 with this time
+constant."""
 ROUNDING = 0.02
 """Hundredths of an instance are no reason for a whole one."""
 PEAK_BUCKETS = 24
@@ -92,33 +103,40 @@ class Memory:
     pressed_since: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     refused_rate: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """What a tier's work costs over what the router figures; 1 where absent. Learnt from requests that wait though all of it
+    should fit: a tight tier cannot fill its instances as far as a loose one, and nobody knows how far before."""
+    weights_next: Mapping[str, float] = field(default_factory=dict)
+    """The same from the next moment on."""
     patience: int = 1
     """Multiple of the stabilisation time that shrinking waits for."""
     shrunk_at: float | None = None
     """When something was last taken away, while that may yet be regretted."""
 
 
-def needs(spec: FleetSpec, observed: FleetObserved) -> tuple[Need, ...]:
-    """The need of each prefix of tiers, tightest first."""
+def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]) -> tuple[Need, ...]:
+    """The need of each prefix of tiers, tightest first; `weights` as in `Memory`."""
     assert observed.tiers is not None
     seen = {tier.name: tier for tier in observed.tiers}
     fill = fill_target(spec.attainment)
     slower = _slower(observed)
-    horizon_s = min(spec.startup_s, GROWTH_HORIZON_MAX_S)
+    horizon_s = min(spec.startup_s + AVERAGE_LAG_S + CONFIRM_S, GROWTH_HORIZON_MAX_S)
+    dead = GROWTH_DEAD * horizon_s / AVERAGES_APART_S
     answer = []
     work = trend = backlog = arrivals = 0.0
     for tier in spec.tightest_first:
         now = seen[tier.name]
+        weight = slower * weights.get(tier.name, 1.0)
         # A tier's traffic can ask for no more than its own maximum, though others may serve it.
-        work += min(now.work_rate * slower, tier.instances_max * fill)
-        trend += now.work_rate_trend * slower
+        work += min(now.work_rate * weight, tier.instances_max * fill)
+        trend += now.work_rate_trend * weight
         arrivals += now.arrival_rate
         if now.arrival_rate > 0.0 and _lingers(tier, now):
-            each_s = slower * now.work_rate / now.arrival_rate
+            each_s = weight * now.work_rate / now.arrival_rate
             backlog += now.pending * each_s / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
         noise = work / sqrt(arrivals * NOISE_WINDOW_S) if arrivals > 0.0 else 0.0
         backlog = min(backlog, EXTRA_MAX * work)
-        growth = min(max(trend * horizon_s - GROWTH_DEAD * noise, 0.0), EXTRA_MAX * work - backlog)
+        growth = min(max(trend * horizon_s - dead * noise, 0.0), EXTRA_MAX * work - backlog)
         needed = work + growth + backlog
         roomy = (needed * (1.0 + SHRINK_MARGIN) + noise) / fill
         answer.append(Need(tier.name, work, growth, backlog, noise, needed / fill, roomy))
@@ -135,12 +153,17 @@ def _lingers(tier: TierSpec, now: TierObserved) -> bool:
     return now.pending > 0 and now.pending_oldest_s > max(PENDING_MOMENT_S, 0.5 * tier.ttft_s)
 
 
-def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Sequence[Need], now: float) -> Memory:
-    """The memory with this observation in it; without figures (`found` empty) only what must be forgotten is."""
+def recalled(spec: FleetSpec, memory: Memory, now: float) -> Memory:
+    """The memory as it is at a later moment, before anything is seen."""
     names = tuple(tier.name for tier in spec.tightest_first)
     if memory.tiers != names:
         memory = Memory(tiers=names)
-    memory = _without_regret(memory, spec, now)
+    memory = _with_weights(memory, now)
+    return _without_regret(memory, spec, now)
+
+
+def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Sequence[Need], now: float) -> Memory:
+    """The memory with this observation in it; without figures (`found` empty) only what must be forgotten is."""
     if not found or observed.tiers is None:
         return replace(memory, recent=(), pressed_since={}, refused={}, refused_rate={})
     fresh = observed.router_is_young or memory.known_at is None or now - memory.known_at > GAP_MAX_S
@@ -185,6 +208,24 @@ def _without_regret(memory: Memory, spec: FleetSpec, now: float) -> Memory:
     if memory.shrunk_at is None or now - memory.shrunk_at <= REGRET_SPANS * spec.stabilization_s:
         return memory
     return replace(memory, patience=max(1, memory.patience // 2), shrunk_at=None)
+
+
+def with_waiting(memory: Memory, tiers: Sequence[str], found: Sequence[Need]) -> Memory:
+    """The memory that requests of these tiers waited though, by the figures, there was room for them."""
+    if any(need.growth > WEIGHT_GROWTH_MAX * need.work for need in found):
+        return memory
+    weights = dict(memory.weights)
+    for name in tiers:
+        weights[name] = min(WEIGHT_STEP * weights.get(name, 1.0), WEIGHT_MAX)
+    return replace(memory, weights_next={**memory.weights_next, **{name: weights[name] for name in tiers}})
+
+
+def _with_weights(memory: Memory, now: float) -> Memory:
+    if memory.known_at is None or now <= memory.known_at:
+        return memory
+    kept = exp((memory.known_at - now) / WEIGHT_FORGOTTEN_S)
+    weights = {name: 1.0 + (weight - 1.0) * kept for name, weight in {**memory.weights, **memory.weights_next}.items()}
+    return replace(memory, weights={name: w for name, w in weights.items() if w > 1.01}, weights_next={})
 
 
 def _refusals(tiers: Sequence[TierObserved], memory: Memory, now: float) -> tuple[dict[str, int], dict[str, float]]:

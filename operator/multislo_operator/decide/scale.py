@@ -14,9 +14,11 @@ from multislo_operator.decide.need import (
     mean_load,
     needs,
     pressed,
+    recalled,
     remember,
     with_peak,
     with_regret,
+    with_waiting,
 )
 from multislo_operator.decide.plan import CallOffDrain, Drain, HoldCause, Plan, Start, TierPlan
 
@@ -32,10 +34,12 @@ MISSES_OVER_GOAL = 3.0
 def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float) -> tuple[Plan, Memory]:
     """The plan for this moment, and what to remember for the next. `now` is any clock that does not jump."""
     trouble = observed.trouble(spec)
-    found = () if trouble else needs(spec, observed)
+    memory = recalled(spec, memory, now)
+    found = () if trouble else needs(spec, observed, memory.weights)
     memory = remember(spec, observed, memory, found, now)
     draft = Draft(spec, list(observed.instances))
     rows: tuple[TierPlan, ...] = ()
+    waited: set[str] = set()
     # One action may make room for another: look again, until a look at the fleet as it will be finds nothing to do.
     for _ in range(ROUNDS_MAX):
         done = len(draft.actions)
@@ -46,6 +50,7 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
             memory = with_peak(memory, spec, now, raised(spec, wanted, pressed(spec, seen, memory, now)))
         rows = rows or _rows(spec, draft, wanted)
         _round(draft, wanted, seen, memory, now, trouble)
+        waited |= {name for name, goal in wanted.items() if goal.waits}
         if len(draft.actions) == done:
             break
     _say_what_does_not_come_up(draft)
@@ -60,7 +65,7 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
         instances_max=spec.instances_max,
         known=trouble is None,
     )
-    return plan, with_regret(memory, now, grew, shrank)
+    return plan, with_regret(with_waiting(memory, sorted(waited), found) if grew else memory, now, grew, shrank)
 
 
 def _round(
