@@ -57,6 +57,7 @@ class Instance:
         "spec",
         "tier",
         "tier_counts",
+        "touched",
         "tpot_tightest_s",
         "tpots",
     )
@@ -69,6 +70,7 @@ class Instance:
         latency: LatencyModel,
         limits: EngineLimits,
         now: float,
+        touched: "list[Instance]",
     ):
         self.id = spec.id
         self.spec = spec
@@ -89,6 +91,8 @@ class Instance:
         """KV tokens reported beyond what was placed from here."""
         self.kv_reported: int | None = None
         self.tpots = tpots
+        self.touched = touched
+        """The core's list of instances whose load changed while they were asked for room: to be put in their place on the ladder."""
         self.tier_counts = [0] * len(tpots)
         """Requests here, prefills too, by tier."""
         self.due_least = [inf] * len(tpots)

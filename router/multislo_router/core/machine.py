@@ -53,6 +53,7 @@ class RouterCore:
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]
         self._tpots = [tier.tpot_s for tier in self.tiers]
+        self._touched: list[Instance] = []
         self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
         self._batch_tokens_largest = max(tier.batch_tokens for tier in config.tiers)
         self._handlers: dict[type, Callable[[Any], Sequence[d.Decision]]] = {
@@ -70,7 +71,12 @@ class RouterCore:
 
     def handle(self, event: e.Event) -> Sequence[d.Decision]:
         """Take in one event. Events about a request or an instance that is unknown (it ended meanwhile) change nothing."""
-        return self._handlers[type(event)](event)
+        made = self._handlers[type(event)](event)
+        if self._touched:
+            for instance in self._touched:
+                self._reindex(instance)
+            self._touched.clear()
+        return made
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -340,6 +346,7 @@ class RouterCore:
 
     def _last_call(self, request: Request, now: float) -> d.Decision | None:
         """Its deadline is about to be lost: one tolerant try, then what its tier says about overload."""
+        request.avoid = None  # where there is no other, the one that failed it may serve it: else it would wait for ever
         tolerance = TOLERANCE * (request.due - request.arrived)
         choice = nearly(self.homes, request, now, tolerance)
         if choice is not None:
@@ -392,7 +399,7 @@ class RouterCore:
             if instance is not None:
                 self._unlist(instance)
             if instance is None or instance.spec.epoch != spec.epoch:
-                instance = Instance(spec, tier, self._tpots, self.config.latency, self.config.engine, now)
+                instance = Instance(spec, tier, self._tpots, self.config.latency, self.config.engine, now, self._touched)
                 self.instances[spec.id] = instance
             instance.spec = spec
             instance.tier = tier

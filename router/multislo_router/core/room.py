@@ -74,6 +74,7 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
         return None
     if now - instance.refreshed_at > STALE_S:
         instance.refresh(now)
+        instance.touched.append(instance)
     if not fits(instance, request):
         return None
     if instance.limits.scheduler is Scheduler.SLO_AWARE:
