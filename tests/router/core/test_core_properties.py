@@ -1,0 +1,391 @@
+"""What holds of the core whatever happens to it: random lives of a small fleet, told by bytes, with every invariant checked after
+every event; and the laws of its parts."""
+
+from math import inf, isfinite
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from multislo_perf.latency import LatencyModel
+from multislo_router.core import decisions as d
+from multislo_router.core import events as e
+from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
+from multislo_router.core.instance import Instance
+from multislo_router.core.machine import ATTEMPTS_MAX, RouterCore
+
+SEQUENCES = 1_700
+"""Lives per placement and scheduler; over the six pairs more than 10,000."""
+FIXED = settings(
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+LAW = LatencyModel(
+    fixed_s=1.64e-3,
+    weights_s=3.88e-3,
+    weights_per_token_s=5.43e-6,
+    gemm_s=0.06e-3,
+    gemm_per_token_s=17.64e-6,
+    per_decode_s=5.28e-6,
+    per_kv_token_s=2.971e-8,
+    per_chunk_token_s=3.75e-7,
+    per_attention_pair_s=3.87e-10,
+)
+TPOTS = {"tight": 0.02, "middle": 0.05, "loose": 0.1}
+BATCHES = {"tight": 512, "middle": 1024, "loose": 2048}
+TTFTS = {"tight": 0.15, "middle": 0.3, "loose": 1.0}
+NAMES = [*TPOTS]
+INSTANCES = ["a", "b", "c", "d", "e"]
+GAPS_S = (0.0, 0.0, 0.0004, 0.003, 0.006, 0.02, 0.02, 0.06, 0.3, 1.5, 70.0)
+PROMPTS = (1, 30, 200, 700, 1500, 2400, 2900, 5000)
+OUTPUTS = (None, None, 1, 20, 300, 4000)
+OVERLOADS = (
+    (Overload.REJECT, Overload.QUEUE, Overload.BEST_EFFORT),
+    (Overload.QUEUE, Overload.BEST_EFFORT, Overload.REJECT),
+    (Overload.BEST_EFFORT, Overload.REJECT, Overload.QUEUE),
+    (Overload.QUEUE, Overload.QUEUE, Overload.QUEUE),
+)
+
+
+def config_of(placement: Placement, scheduler: e.Scheduler, shape: int) -> CoreConfig:
+    overloads = OVERLOADS[shape % 4]
+    tiers = [
+        TierConfig(name, TTFTS[name], TPOTS[name], overload, BATCHES[name])
+        for name, overload in zip(NAMES, overloads, strict=True)
+    ]
+    return CoreConfig(
+        tiers=tuple(reversed(tiers)),
+        default_tier="middle",
+        latency=LAW,
+        engine=EngineLimits(
+            kv_tokens_max=(3_000, 20_000)[shape >> 2 & 1], seqs_max=(3, 64)[shape >> 3 & 1], scheduler=scheduler
+        ),
+        placement=placement,
+        length_max=(None, 4_000)[shape >> 4 & 1],
+        pending_max=(3, 1_000)[shape >> 5 & 1],
+    )
+
+
+class Life:
+    """A fleet, its clients and its engines, as far as the core can tell; judges every decision that it gets."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.config = config
+        self.core = RouterCore(config)
+        self.overloads = {tier.name: tier.overload for tier in config.tiers}
+        self.now = 100.0
+        self.specs: dict[str, e.InstanceSpec] = {}
+        self.failed: set[str] = set()
+        self.held: set[int] = set()
+        self.placed: dict[int, str] = {}
+        self.streaming: dict[int, bool] = {}
+        self.attempts: dict[int, int] = {}
+        self.talked: set[int] = set()
+        """Requests whose clients have got something."""
+        self.arrivals = 0
+        self.seen: dict[int, Instance] = {}
+        """Every instance that ever was."""
+
+    def send(self, event: e.Event) -> list[d.Decision]:
+        made = list(self.core.handle(event))
+        self.core.check()
+        for decision in made:
+            self.judge(decision, event)
+        assert self.held == {r for r in self.core.requests if self.core.requests[r].instance is None}
+        assert self.placed.keys() == self.core.requests.keys() - self.held
+        return made
+
+    def judge(self, decision: d.Decision, event: e.Event) -> None:
+        id = decision.request
+        asked = isinstance(event, e.RequestArrived | e.SendFailed) and event.request == id
+        assert id not in self.placed, "it has its place already"
+        assert asked or id in self.held, "decided about nobody who waits"
+        if isinstance(decision, d.Hold):
+            assert asked, "held already"
+            self.held.add(id)
+            return
+        self.held.discard(id)
+        if isinstance(decision, d.Refuse):
+            self.judge_refusal(decision, event)
+            self.forget(id)
+            return
+        spec = self.specs[decision.instance]
+        assert spec.state is e.InstanceState.READY
+        assert decision.instance not in self.failed
+        self.attempts[id] = self.attempts.get(id, 0) + 1
+        assert self.attempts[id] <= ATTEMPTS_MAX
+        assert (decision.priority is not None) == (self.config.engine.scheduler is e.Scheduler.PRIORITY)
+        assert 0.0 <= decision.ttft_predicted_s < inf
+        assert 0.0 < decision.iteration_predicted_s < inf
+        assert 0.0 < decision.load < inf
+        assert isfinite(decision.room_s)
+        self.judge_kind(decision, spec)
+        self.placed[id] = decision.instance
+
+    def judge_kind(self, decision: d.Place, spec: e.InstanceSpec) -> None:
+        kind = decision.kind
+        if kind is d.Kind.BEST_EFFORT:
+            assert self.overloads[decision.tier] is Overload.BEST_EFFORT
+        elif kind is d.Kind.LATE:
+            assert self.overloads[decision.tier] is Overload.QUEUE
+        elif spec.tier is None:
+            assert kind is d.Kind.WARM_POOL
+        elif spec.tier == decision.tier:
+            assert kind is d.Kind.OWN_TIER
+        else:
+            tighter = TPOTS[spec.tier] < TPOTS[decision.tier]
+            assert kind is (d.Kind.PROMOTED if tighter else d.Kind.DEMOTED)
+
+    def judge_refusal(self, decision: d.Refuse, event: e.Event) -> None:
+        cause = decision.cause
+        assert (decision.retry_after_s is None) == (cause is d.Cause.TOO_LONG)
+        assert decision.retry_after_s is None or 1.0 <= decision.retry_after_s <= 60.0
+        if cause in (d.Cause.TOO_LONG, d.Cause.QUEUE_FULL):
+            assert isinstance(event, e.RequestArrived)
+        elif cause is d.Cause.ENGINE_FAILED:
+            assert isinstance(event, e.SendFailed)
+            assert self.attempts[decision.request] == ATTEMPTS_MAX
+        else:
+            assert self.overloads[decision.tier] is Overload.REJECT
+
+    def forget(self, id: int) -> None:
+        self.held.discard(id)
+        self.placed.pop(id, None)
+        self.streaming.pop(id, None)
+        self.attempts.pop(id, None)
+        self.talked.discard(id)
+
+    # -- what may happen -----------------------------------------------------------------------------------------------
+
+    def change_fleet(self) -> None:
+        self.send(e.FleetChanged(self.now, list(self.specs.values())))
+        self.seen.update((id(instance), instance) for instance in self.core.instances.values())
+
+    def set_instance(self, a: int, b: int) -> None:
+        """One comes, or changes its tier or its state."""
+        name = INSTANCES[a % 5]
+        state = (e.InstanceState.READY, e.InstanceState.READY, e.InstanceState.DRAINING, e.InstanceState.STARTING)[
+            b % 4
+        ]
+        epoch = self.specs[name].epoch if name in self.specs else b
+        self.specs[name] = e.InstanceSpec(name, [*NAMES, None][b // 4 % 4], state, (None, 256)[b // 16 % 2], epoch)
+        self.change_fleet()
+
+    def restart(self, a: int, b: int) -> None:
+        name = INSTANCES[a % 5]
+        if name in self.specs:
+            old = self.specs[name]
+            self.failed.discard(name)
+            self.specs[name] = e.InstanceSpec(name, old.tier, e.InstanceState.READY, old.batch_tokens, old.epoch + 1)
+            self.change_fleet()
+
+    def leave(self, a: int, b: int) -> None:
+        """An instance is gone; what runs there ends later, or never reaches anybody."""
+        self.specs.pop(INSTANCES[a % 5], None)
+        self.failed.discard(INSTANCES[a % 5])
+        self.change_fleet()
+
+    def fail(self, a: int, b: int) -> None:
+        name = INSTANCES[a % 5]
+        if name in self.specs:
+            self.failed.add(name)
+        self.send(e.InstanceFailed(self.now, name))
+        if b % 2:
+            for id in [id for id, at in self.placed.items() if at == name]:
+                self.break_off(id)
+
+    def revive(self, a: int, b: int) -> None:
+        name = INSTANCES[a % 5]
+        self.failed.discard(name)
+        self.send(e.InstanceRevived(self.now, name))
+
+    def report(self, a: int, b: int) -> None:
+        name = INSTANCES[a % 5]
+        believed = self.core.instances.get(name)
+        kv = (0, 500, 2_900, believed.kv_decode_tokens if believed else 0)[b // 16 % 4]
+        self.send(e.InstanceReported(self.now, name, b % 4, b // 4 % 4, kv))
+
+    def arrive(self, a: int, b: int) -> None:
+        id = self.arrivals
+        self.arrivals += 1
+        tier = [*NAMES, None][a % 4]
+        own = a // 4 % 8
+        self.streaming[id] = a >= 64
+        event = e.RequestArrived(
+            self.now,
+            id,
+            PROMPTS[b % 8],
+            OUTPUTS[b // 8 % 6],
+            tier,
+            ttft_s=(0.001, 0.05, 5.0)[own] if own < 3 else None,
+            tpot_s=(0.004, 0.02, 0.03, 0.3)[own - 2] if 2 <= own < 6 else None,
+            streaming=self.streaming[id],
+        )
+        made = self.send(event)
+        assert [decision.request for decision in made] == [id]
+
+    def one_placed(self, a: int) -> int | None:
+        ids = [*self.placed]
+        return ids[a % len(ids)] if ids else None
+
+    def tokens(self, a: int, b: int) -> None:
+        id = self.one_placed(a)
+        if id is not None and self.streaming[id]:
+            self.talked.add(id)
+            self.send(e.TokensReceived(self.now, id, (1, 1, 1, 2, 7)[b % 5]))
+
+    def tokens_of_all(self, a: int, b: int) -> None:
+        """An iteration ends."""
+        for id in [*self.placed]:
+            if id in self.placed and self.streaming[id]:
+                self.talked.add(id)
+                self.send(e.TokensReceived(self.now, id))
+
+    def end(self, a: int, b: int) -> None:
+        id = self.one_placed(a)
+        if id is not None:
+            tokens = 0 if self.streaming[id] else b
+            self.over(id, (e.Outcome.COMPLETED, e.Outcome.COMPLETED, e.Outcome.ENGINE_FAILED)[b % 3], tokens)
+
+    def client_gone(self, a: int, b: int) -> None:
+        ids = [*sorted(self.held), *self.placed]
+        if ids:
+            self.over(ids[a % len(ids)], e.Outcome.CLIENT_GONE)
+
+    def over(self, id: int, outcome: e.Outcome, tokens: int = 0) -> None:
+        self.forget(id)
+        self.send(e.RequestEnded(self.now, id, outcome, tokens))
+
+    def send_failed(self, a: int, b: int) -> None:
+        id = self.one_placed(a)
+        if id is not None:
+            self.break_off(id)
+
+    def break_off(self, id: int) -> None:
+        """Its connection broke: with nothing said yet it comes back, else it is over."""
+        if id in self.talked:
+            self.over(id, e.Outcome.ENGINE_FAILED)
+            return
+        del self.placed[id]
+        last = self.attempts[id] == ATTEMPTS_MAX
+        instance = self.core.requests[id].instance
+        made = self.send(e.SendFailed(self.now, id))
+        assert [decision.request for decision in made] == [id]
+        assert last == (isinstance(made[0], d.Refuse) and made[0].cause is d.Cause.ENGINE_FAILED)
+        if isinstance(made[0], d.Place):
+            assert self.core.instances[made[0].instance] is not instance, "sent to whom it failed on"
+
+    def measured(self, a: int, b: int) -> None:
+        id = self.one_placed(a)
+        if id is not None:
+            self.send(e.PromptMeasured(self.now, id, PROMPTS[b % 8]))
+
+    def unknown(self, a: int, b: int) -> None:
+        strange = 1_000_000 + a
+        event = (
+            e.TokensReceived(self.now, strange),
+            e.RequestEnded(self.now, strange, e.Outcome.COMPLETED, 3),
+            e.PromptMeasured(self.now, strange, 10),
+            e.SendFailed(self.now, strange),
+            e.InstanceReported(self.now, "nobody", 1, 1, 100),
+            e.InstanceFailed(self.now, "nobody"),
+            e.InstanceRevived(self.now, "nobody"),
+        )[b % 7]
+        assert self.send(event) == []
+
+    def tick(self, a: int, b: int) -> None:
+        """The clock that the core asked for, or one that it did not."""
+        wake_at = self.core.wake_at
+        if wake_at is not None and b % 4:
+            self.now = max(self.now, wake_at)
+        self.send(e.Tick(self.now))
+
+    def look(self, a: int, b: int) -> None:
+        status = self.core.status(self.now)
+        self.core.check()
+        assert sum(tier.pending for tier in status.tiers) == len(self.held)
+        assert sum(tier.in_flight for tier in status.tiers) == len(self.placed)
+        assert {instance.id for instance in status.instances} == self.specs.keys()
+        assert all(instance.kv_tokens >= 0 for instance in status.instances)
+        assert all(tier.pending_oldest_s >= 0.0 for tier in status.tiers)
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """A healthy fleet comes, and everybody is served, refused, or has an answer already."""
+        for index, name in enumerate([*self.specs] or ["a"]):
+            epoch = self.specs[name].epoch if name in self.specs else 0
+            self.specs[name] = e.InstanceSpec(name, [*NAMES, None][index % 4], e.InstanceState.READY, None, epoch)
+        self.change_fleet()
+        for index, name in enumerate(self.specs):
+            self.revive(INSTANCES.index(name), 0)
+            self.send(e.InstanceReported(self.now, name, 1_000, 0, 0))
+        for _ in range(400):
+            if not self.core.requests:
+                break
+            for id in [*self.placed]:
+                if self.streaming[id] and id not in self.talked:
+                    self.talked.add(id)
+                    self.send(e.TokensReceived(self.now, id))
+                self.over(id, e.Outcome.COMPLETED, 0 if self.streaming[id] else 5)
+            self.tick(0, 1)
+        assert not self.core.requests, f"waiting for ever: {self.held}"
+        self.send(e.Tick(self.now))
+        assert self.core.wake_at is None
+        assert [*self.core.pending] == []
+        assert self.core.pending.first_lost() is None
+        assert self.core.pending.last_call_at() is None
+        for tier in self.core.tiers:
+            assert (tier.pending, tier.in_flight) == (0, 0)
+        for instance in self.seen.values():
+            assert (instance.requests, instance.kv_reserved, instance.kv_decode_tokens) == (0, 0, 0)
+            assert not any(instance.tier_counts)
+
+
+CAN_HAPPEN = [
+    *[Life.arrive] * 9,
+    *[Life.tokens] * 3,
+    *[Life.tokens_of_all] * 4,
+    *[Life.end] * 3,
+    *[Life.client_gone] * 2,
+    *[Life.tick] * 4,
+    *[Life.set_instance] * 2,
+    *[Life.send_failed] * 2,
+    *[Life.report] * 2,
+    Life.restart,
+    Life.leave,
+    Life.fail,
+    Life.revive,
+    Life.measured,
+    Life.unknown,
+    Life.look,
+]
+
+
+def live(config: CoreConfig, told: bytes) -> Life:
+    """Plays a life: four bytes an event (what, when, and two that say which)."""
+    life = Life(config)
+    for index in range(1 + told[0] % 4):
+        life.specs[INSTANCES[index]] = e.InstanceSpec(
+            INSTANCES[index], [*NAMES, None][told[1] // 4**index % 4], e.InstanceState.READY
+        )
+    life.change_fleet()
+    for at in range(2, len(told) - 3, 4):
+        what, when, a, b = told[at : at + 4]
+        life.now += GAPS_S[when % len(GAPS_S)]
+        CAN_HAPPEN[what % len(CAN_HAPPEN)](life, a, b)
+    return life
+
+
+@pytest.mark.parametrize("scheduler", list(e.Scheduler))
+@pytest.mark.parametrize("placement", list(Placement))
+def test_whatever_happens_every_invariant_holds_and_nothing_is_left_behind(placement, scheduler):
+    @settings(FIXED, max_examples=SEQUENCES)
+    @given(st.integers(0, 63), st.binary(min_size=2 + 4 * 20, max_size=2 + 4 * 45))
+    def lives(shape: int, told: bytes) -> None:
+        live(config_of(placement, scheduler, shape), told).finish()
+
+    lives()
