@@ -264,9 +264,9 @@ def run_with_progress(
     help="Seconds of arrivals, twice.",
 )
 @click.option(
-    "--low", type=POSITIVE, default=4.0, show_default=True, help="Requests a second at the start and the end."
+    "--low", type=POSITIVE, default=3.0, show_default=True, help="Requests a second at the start and the end."
 )
-@click.option("--peak", type=POSITIVE, default=20.0, show_default=True, help="Requests a second at the peak.")
+@click.option("--peak", type=POSITIVE, default=32.0, show_default=True, help="Requests a second at the peak.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=7, show_default=True)
 @click.option("--rival", type=click.Choice(["round_robin", "least_requests"]), default="round_robin", show_default=True)
 @click.option(

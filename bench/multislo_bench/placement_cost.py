@@ -105,7 +105,7 @@ class BusyFleet:
             instance = self._chosen
             if instance is None:
                 return placement(homes, request, now)
-            found = Room(instance, 0.0, 0.0, now, instance.iteration_s, instance.load)
+            found = Room(instance, 0.0, 0.0, now, instance.iteration_s)
             return Choice(found, kind_on(instance, request))
 
         return place

@@ -64,8 +64,8 @@ def bursts(rate: float, factor: float, every_s: float, length_s: float, duration
 
 
 def rise_and_fall(low: float, peak: float, duration_s: float) -> Curve:
-    """A day in a few minutes: a fifth low, a quarter rising, a fifth at the peak, a fifth falling, the rest low."""
-    shape = ((0.0, low), (0.20, low), (0.45, peak), (0.65, peak), (0.85, low), (1.0, low))
+    """A day in a few minutes: a sixth low, a third rising, a sixth at the peak, a fifth falling, the rest low."""
+    shape = ((0.0, low), (0.16, low), (0.48, peak), (0.64, peak), (0.85, low), (1.0, low))
     return Curve(tuple((share * duration_s, rate) for share, rate in shape))
 
 
