@@ -320,7 +320,7 @@ class Life:
             epoch = self.specs[name].epoch if name in self.specs else 0
             self.specs[name] = e.InstanceSpec(name, [*NAMES, None][index % 4], e.InstanceState.READY, None, epoch)
         self.change_fleet()
-        for index, name in enumerate(self.specs):
+        for name in self.specs:
             self.revive(INSTANCES.index(name), 0)
             self.send(e.InstanceReported(self.now, name, 1_000, 0, 0))
         for _ in range(400):
@@ -389,3 +389,29 @@ def test_whatever_happens_every_invariant_holds_and_nothing_is_left_behind(place
         live(config_of(placement, scheduler, shape), told).finish()
 
     lives()
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_an_idle_instance_more_never_turns_a_placement_into_a_refusal(placement):
+    @settings(FIXED, max_examples=300)
+    @given(
+        st.integers(0, 63),
+        st.sampled_from(list(e.Scheduler)),
+        st.binary(min_size=2 + 4 * 8, max_size=2 + 4 * 30),
+        st.sampled_from(NAMES),
+        st.sampled_from(PROMPTS),
+    )
+    def idle(shape: int, scheduler: e.Scheduler, told: bytes, tier: str, prompt_tokens: int) -> None:
+        config = config_of(placement, scheduler, shape)
+        without, beside = live(config, told), live(config, told)
+        beside.specs["idle"] = e.InstanceSpec("idle", tier, e.InstanceState.READY)
+        made = []
+        for life in (without, beside):
+            for id in [*life.held]:  # they would take the new one's room, and some of the others'
+                life.over(id, e.Outcome.CLIENT_GONE)
+            life.change_fleet()
+            made += life.send(e.RequestArrived(life.now, life.arrivals, prompt_tokens, tier=tier))
+
+        assert isinstance(made[1], d.Place) or not isinstance(made[0], d.Place), made
+
+    idle()
