@@ -261,7 +261,7 @@ class Instance:
             silent = [r for r in self.prefills.values() if not r.streaming and now >= r.ttft_predicted_at]
             for request in silent:
                 self.began_to_decode(request, now)
-                request.first_token_at = now
+                request.first_token_at = request.ttft_predicted_at
         for request in self.decodes.values():
             if not request.streaming and self.iteration_s > 0.0:
                 believed = int((now - request.first_token_at) / self.iteration_s) + 1
