@@ -60,7 +60,7 @@ def _predicted_s(instance: Instance, now: float) -> float:
 
 
 def _all(homes: Homes) -> list[Instance]:
-    return list(chain.from_iterable(ladder.rising() for ladder in (*homes.tiers, homes.warm)))
+    return list(chain.from_iterable((*homes.tiers, homes.warm)))
 
 
 def _name(instance: Instance) -> tuple[int, str]:
@@ -68,7 +68,7 @@ def _name(instance: Instance) -> tuple[int, str]:
 
 
 def _choice(instance: Instance, request: Request, now: float) -> Choice:
-    return Choice(Room(instance, 0.0, 0.0, now, instance.iteration_s, instance.load), kind_on(instance, request))
+    return Choice(Room(instance, 0.0, 0.0, now, instance.iteration_s), kind_on(instance, request))
 
 
 RIVALS: dict[str, Callable[[], PlaceBy]] = {

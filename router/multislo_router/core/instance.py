@@ -55,6 +55,7 @@ class Instance:
         "prefills",
         "refreshed_at",
         "spec",
+        "steady_s",
         "tier",
         "tier_counts",
         "touched",
@@ -112,6 +113,9 @@ class Instance:
         self.head_span_s = 0.0
         """How long that prefill takes in all."""
         self.iteration_s = latency.iteration_s(0, 0, 0, 0)
+        """The iteration of the decodes alone, as they are now."""
+        self.steady_s = self.iteration_s
+        """The same once the prefills here decode too."""
         self.refreshed_at = now
         self.load = 0.0
         self.load_mean = 0.0
@@ -133,7 +137,7 @@ class Instance:
         """Book a request that is sent here now."""
         request.instance = self
         request.stage = Stage.PREFILL
-        request.kv_reserved = request.prompt_tokens + request.tier.output_tokens_expected(request)
+        request.kv_reserved = request.prompt_tokens + request.output_tokens_expected
         self.kv_reserved += request.kv_reserved
         self.tier_counts[request.tier.index] += 1
         self.empty_since = None
@@ -253,7 +257,7 @@ class Instance:
         decodes = len(self.decodes)
         self.iteration_s = self.calibration * self.latency.iteration_s(0, 0, decodes, self.kv_decode_tokens)
         self.refreshed_at = now
-        self._measure_load(now)
+        self.measure_load(now)
 
     def _assume_silent_progress(self, now: float) -> None:
         """Requests that do not stream show no token before their last: believe that they keep pace with the prediction."""
@@ -265,42 +269,40 @@ class Instance:
         for request in self.decodes.values():
             if not request.streaming and self.iteration_s > 0.0:
                 believed = int((now - request.first_token_at) / self.iteration_s) + 1
-                limit = request.tier.output_tokens_expected(request)
+                limit = request.output_tokens_expected
                 believed = min(believed, limit)
                 if believed > request.tokens:
                     self.kv_decode_tokens += believed - request.tokens
                     request.tokens = believed
 
-    def _measure_load(self, now: float) -> None:
-        weight = 1.0 - exp((self.load_mean_at - now) / LOAD_WINDOW_S)
-        self.load_mean += weight * (self.load - self.load_mean)
-        self.load_mean_at = now
-        self.load = self.load_now(now)
-
-    def load_now(self, now: float) -> float:
+    def measure_load(self, now: float) -> None:
         """Share of its time that the admitted work needs to stay on its deadlines: the decodes' share, and the steepest of the
-        prefills' demands (work due by a deadline over the time until it)."""
-        if not self.prefills and not self.decodes:
-            return 0.0
-        decodes = len(self.decodes) + len(self.prefills)
-        latency = self.latency
-        share = 0.0
-        if self.tpot_tightest_s < inf:
-            share = self.calibration * latency.iteration_s(0, 0, decodes, self.kv_decode_tokens) / self.tpot_tightest_s
-        steepest = 0.0
-        demand = 0.0
-        undone = 1.0 - self.head_progress(now)
-        for request in self.prefills.values():
-            demand += request.prefill_work_s * undone
-            undone = 1.0
-            left = request.due - now
-            steep = demand / (left if left > LEAST_WINDOW_S else LEAST_WINDOW_S)
-            if steep > steepest:
-                steepest = steep
-        sustained = self.prefill_share_now(now)
-        if sustained > steepest:
-            steepest = sustained
-        return share + self.calibration * steepest
+        prefills' demands (work due by a deadline over the time until it), or what prefills have needed of late if that is more."""
+        elapsed = now - self.load_mean_at
+        if elapsed > 0.0:
+            self.load_mean += (1.0 - exp(-elapsed / LOAD_WINDOW_S)) * (self.load - self.load_mean)
+            self.load_mean_at = now
+        steepest = self.prefill_share_now(now)
+        prefills = self.prefills
+        if not prefills and not self.decodes:
+            self.steady_s = self.iteration_s
+            self.load = 0.0
+            return
+        kv_tokens = self.kv_decode_tokens
+        if prefills:
+            demand = 0.0
+            undone = 1.0 - self.head_progress(now)
+            for request in prefills.values():
+                kv_tokens += request.prompt_tokens
+                demand += request.prefill_work_s * undone
+                undone = 1.0
+                left = request.due - now
+                steep = demand / (left if left > LEAST_WINDOW_S else LEAST_WINDOW_S)
+                if steep > steepest:
+                    steepest = steep
+        decodes = len(self.decodes) + len(prefills)
+        self.steady_s = self.calibration * self.latency.iteration_s(0, 0, decodes, kv_tokens)
+        self.load = self.steady_s / self.tpot_tightest_s + self.calibration * steepest
 
     def reported(self, running: int, waiting: int, kv_tokens: int, now: float) -> None:
         """Take in what the engine says of itself: KV that others hold, and prompts that it no longer has."""

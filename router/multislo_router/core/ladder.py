@@ -50,18 +50,32 @@ class Ladder:
             self.remove(instance)
             self.add(instance)
 
-    def rising(self) -> Iterator[Instance]:
-        """From the emptiest bucket to the fullest."""
+    def emptiest(self, most: int) -> list[Instance]:
+        """The first `most` from the emptiest bucket up."""
+        found: list[Instance] = []
         mask = self._mask
         while mask:
             low = mask & -mask
-            yield from self._buckets[low.bit_length() - 1]
+            for instance in self._buckets[low.bit_length() - 1]:
+                found.append(instance)
+                if len(found) == most:
+                    return found
             mask ^= low
+        return found
 
-    def falling(self, load_max: float) -> Iterator[Instance]:
-        """From the fullest bucket whose load is at most about `load_max` to the emptiest."""
+    def fullest(self, load_max: float, most: int) -> list[Instance]:
+        """The first `most` from the fullest bucket whose load is at most about `load_max` down."""
+        found: list[Instance] = []
         mask = self._mask & ((1 << (bucket_of(load_max) + 1)) - 1)
         while mask:
             index = mask.bit_length() - 1
-            yield from self._buckets[index]
+            for instance in self._buckets[index]:
+                found.append(instance)
+                if len(found) == most:
+                    return found
             mask ^= 1 << index
+        return found
+
+    def __iter__(self) -> Iterator[Instance]:
+        for bucket in self._buckets:
+            yield from bucket

@@ -12,9 +12,9 @@ from multislo_router.core.instance import PREFILL_WINDOW_S, Instance
 from multislo_router.core.invariants import check
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.pending import Pending
-from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, kind_on, least_harm, nearly
+from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, least_harm, nearly, offered
 from multislo_router.core.request import Request, Stage
-from multislo_router.core.room import room, room_for_late
+from multislo_router.core.room import room_for_late
 from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
 from multislo_router.core.tier import Tier, work_s
 
@@ -103,12 +103,9 @@ class RouterCore:
             )
             return [self._refuse(request, d.Cause.TOO_LONG, now, reason)]
         latency = self.config.latency
-        request.prefill_work_s = request.prompt_tokens * latency.gemm_per_token_s + latency.attention_s(
-            request.prompt_tokens, 0
-        )
-        output_tokens = tier.output_tokens_expected(request)
-        kv_max = self.config.engine.kv_tokens_max
-        tier.saw_arrival(now, work_s(latency, request, output_tokens, kv_max))
+        request.attention_s = latency.attention_s(request.prompt_tokens, 0)
+        request.prefill_work_s = request.prompt_tokens * latency.gemm_per_token_s + request.attention_s
+        tier.saw_arrival(now, work_s(latency, request, self.config.engine.kv_tokens_max))
         if self.pending.count >= self.config.pending_max:
             reason = f"{self.pending.count} requests are held already"
             return [self._refuse(request, d.Cause.QUEUE_FULL, now, reason)]
@@ -162,7 +159,7 @@ class RouterCore:
         tier.in_flight += 1
         tier.placements[kind] += 1
         tier.queue.observe(now - request.arrived)
-        instance.refresh(now)
+        instance.measure_load(now)
         self._reindex(instance)
         priority = None
         if instance.limits.scheduler is e.Scheduler.PRIORITY:
@@ -304,10 +301,10 @@ class RouterCore:
             return NOTHING
         made: list[d.Decision] = []
         for request in self.pending.first_in_time(OFFERED_MAX):
-            found = room(instance, request, now)
-            if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
+            choice = offered(instance, request, now)
+            if choice is not None:
                 self._leave_pending(request)
-                made.append(self._place(request, Choice(found, kind_on(instance, request)), now))
+                made.append(self._place(request, choice, now))
         if not made:
             lost = self.pending.first_lost()
             if lost is not None:

@@ -2,7 +2,6 @@
 differ in which instances they ask first. Called by `machine` for a new request and for a held one."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import NamedTuple
 
 from multislo_router.core.config import Placement
@@ -10,11 +9,13 @@ from multislo_router.core.decisions import Kind
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.request import Request
-from multislo_router.core.room import Room, room, room_for_late
+from multislo_router.core.room import LOAD_MAX, Room, load_with, room, room_for_late
 
 OWN_CANDIDATES = 4
 OTHER_CANDIDATES = 2
 """Instances asked for room, in the own tier and in each other one: the bound on a decision's cost."""
+ROOMS_MAX = 4
+"""Of these, the least loaded that are asked for room."""
 PACK_LOAD = 0.85
 """Pack fills an instance up to this load (the reserve is what the tail of long prompts lives on), then spreads."""
 HOME_BONUS = 0.1
@@ -37,55 +38,55 @@ PlaceBy = Callable[[Homes, Request, float], Choice | None]
 
 
 def pack(homes: Homes, request: Request, now: float) -> Choice | None:
-    """PolyServe's ladder on demand-bound room: the own tier from the fullest that keeps its reserve, then tighter tiers the same way,
-    then the warm pool; where nobody keeps the reserve, whoever has room at all, emptiest first, looser tiers last."""
+    """PolyServe's ladder on demand-bound room: the own tier from the fullest that keeps its reserve, then tighter tiers the same way
+    (lazy promotion), then the warm pool; where nobody keeps the reserve, as `spread`."""
     home = request.tier.index
-    for instance in islice(homes.tiers[home].falling(PACK_LOAD), OWN_CANDIDATES):
-        found = _keeping_reserve(instance, request, now)
-        if found:
-            return Choice(found, Kind.OWN_TIER)
+    own = homes.tiers[home].fullest(PACK_LOAD, OWN_CANDIDATES)
+    choice = _first_with_room(_below(own, request, PACK_LOAD), request, now)
+    if choice is not None:
+        return choice
     for index in range(home - 1, -1, -1):
-        for instance in islice(homes.tiers[index].falling(PACK_LOAD), OTHER_CANDIDATES):
-            found = _keeping_reserve(instance, request, now)
-            if found:
-                return Choice(found, Kind.PROMOTED)
-    for instance in islice(homes.warm.falling(PACK_LOAD), OTHER_CANDIDATES):
-        found = _keeping_reserve(instance, request, now)
-        if found:
-            return Choice(found, Kind.WARM_POOL)
-    return spread(homes, request, now)
-
-
-def _keeping_reserve(instance: Instance, request: Request, now: float) -> Room | None:
-    found = room(instance, request, now)
-    if found is None or found.own_s < 0.0 or found.harm_s < 0.0:
-        return None
-    return found
+        tighter = homes.tiers[index].fullest(PACK_LOAD, OTHER_CANDIDATES)
+        choice = _first_with_room(_below(tighter, request, PACK_LOAD), request, now)
+        if choice is not None:
+            return choice
+    choice = _first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
+    return choice if choice is not None else spread(homes, request, now)
 
 
 def spread(homes: Homes, request: Request, now: float) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
     home = request.tier.index
-    candidates: list[tuple[float, Instance, Kind]] = []
+    candidates: list[tuple[float, int, Instance]] = []
     for index, ladder in enumerate(homes.tiers):
-        if not ladder:
-            continue
-        own = index == home
-        kind = Kind.OWN_TIER if own else Kind.PROMOTED if index < home else Kind.DEMOTED
-        bonus = HOME_BONUS if own else 0.0
-        emptiest = islice(ladder.rising(), OWN_CANDIDATES if own else OTHER_CANDIDATES)
-        candidates += [(bonus, instance, kind) for instance in emptiest]
-    candidates += [(0.0, instance, Kind.WARM_POOL) for instance in islice(homes.warm.rising(), OTHER_CANDIDATES)]
-    best: Choice | None = None
-    best_load = 0.0
-    for bonus, instance, kind in candidates:
+        bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == home else (0.0, OTHER_CANDIDATES)
+        for instance in ladder.emptiest(most):
+            load = load_with(instance, request)
+            if load <= LOAD_MAX:
+                candidates.append((load - bonus, len(candidates), instance))
+    for instance in homes.warm.emptiest(OTHER_CANDIDATES):
+        candidates.append((load_with(instance, request), len(candidates), instance))
+    candidates.sort()
+    return _first_with_room([instance for _, _, instance in candidates[:ROOMS_MAX]], request, now)
+
+
+def _below(instances: list[Instance], request: Request, load_max: float) -> list[Instance]:
+    return [instance for instance in instances if load_with(instance, request) <= load_max]
+
+
+def _first_with_room(instances: list[Instance], request: Request, now: float) -> Choice | None:
+    for instance in instances:
         found = room(instance, request, now)
         if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
-            load = found.load - bonus
-            if best is None or load < best_load:
-                best = Choice(found, kind)
-                best_load = load
-    return best
+            return Choice(found, kind_on(instance, request))
+    return None
+
+
+def offered(instance: Instance, request: Request, now: float) -> Choice | None:
+    """Whether a held request takes the room that an instance has just got."""
+    if load_with(instance, request) > LOAD_MAX:
+        return None
+    return _first_with_room([instance], request, now)
 
 
 def least_harm(homes: Homes, request: Request, now: float) -> Choice | None:
@@ -111,7 +112,7 @@ def nearly(homes: Homes, request: Request, now: float, tolerance_s: float) -> Ch
 
 def _emptiest(homes: Homes) -> Iterator[Instance]:
     for ladder in (*homes.tiers, homes.warm):
-        yield from islice(ladder.rising(), OTHER_CANDIDATES)
+        yield from ladder.emptiest(OTHER_CANDIDATES)
 
 
 def kind_on(instance: Instance, request: Request) -> Kind:

@@ -21,6 +21,7 @@ class Request:
     __slots__ = (
         "arrived",
         "attempts",
+        "attention_s",
         "avoid",
         "due",
         "first_token_at",
@@ -30,6 +31,7 @@ class Request:
         "kv_reserved",
         "last_token_at",
         "lost",
+        "output_tokens_expected",
         "output_tokens_max",
         "placed_at",
         "prefill_work_s",
@@ -63,7 +65,10 @@ class Request:
         self.prompt_tokens = prompt_tokens
         self.prefill_work_s = 0.0
         """Its prefill at the full batch's price, by the profile."""
+        self.attention_s = 0.0
+        """The attention's part of it."""
         self.output_tokens_max = output_tokens_max
+        self.output_tokens_expected = tier.output_tokens_expected(output_tokens_max)
         self.streaming = streaming
         self.stage = Stage.HELD
         self.lost = False

@@ -6,40 +6,39 @@ the first two tokens and on the steady iteration are PolyServe's (arXiv 2507.177
 the steady iteration estimated apart.
 """
 
-from math import ceil, inf
+from math import inf
 
 from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
 from multislo_router.core.request import Request
 
 LOAD_MAX = 1.0
-STEADY_SHARE = 0.97
-"""A decode-only iteration may take this share of the tightest TPOT in the batch."""
+"""Sustained load that an instance may reach: its tightest TPOT is then just kept while prefills come as they have of late."""
 DRAIN_SAFETY = 1.1
 """The time until the prefills are through is believed to be this much longer, for those that decode meanwhile."""
 KV_SHARE = 0.97
 """Share of the KV cache that admissions may fill: blocks are not packed perfectly."""
 BACKLOG_MAX_S = 0.2
-"""Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere (40 to 300 ms
-made no difference)."""
+"""Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere."""
 LATE_LOAD_MAX = 0.8
 """Lost requests fill an instance up to this load only: filled to the brim it would make the next ones late too, and so on for ever."""
 LATE_SHARE = 0.05
 """Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
 LATE_TPOT_S = 1.0
 """The pace that is still owed to a lost request."""
+CHUNK_LEAST = 16
 CHUNK_MAX = 2048
+"""An SLO-aware engine's largest chunk, and the share of the least slack that its planner spends on an iteration."""
 SLACK_SHARE = 0.85
-"""The share of the least slack that an SLO-aware engine's planner spends on an iteration."""
 
 
 class Room:
     """The margins of one candidate, seconds; negative: that much too late."""
 
-    __slots__ = ("first_token_at", "harm_s", "instance", "iteration_s", "load", "own_s")
+    __slots__ = ("first_token_at", "harm_s", "instance", "iteration_s", "own_s")
 
     def __init__(
-        self, instance: Instance, own_s: float, harm_s: float, first_token_at: float, iteration_s: float, load: float
+        self, instance: Instance, own_s: float, harm_s: float, first_token_at: float, iteration_s: float
     ) -> None:
         self.instance = instance
         self.own_s = own_s
@@ -49,12 +48,23 @@ class Room:
         self.first_token_at = first_token_at
         self.iteration_s = iteration_s
         """The steady decode iteration with the request in it."""
-        self.load = load
-        """The instance's sustained load with the request in it."""
 
     @property
     def least_s(self) -> float:
         return self.own_s if self.own_s < self.harm_s else self.harm_s
+
+
+def load_with(instance: Instance, request: Request) -> float:
+    """The sustained load of an instance with the request on it: the share of the tightest TPOT that a decode iteration takes, and the
+    share of time that prefills take. Cheap: the placements rank by it before they ask for room."""
+    tightest = LATE_TPOT_S if request.lost else request.tpot_s
+    if instance.tpot_tightest_s < tightest:
+        tightest = instance.tpot_tightest_s
+    if not instance.prefills and not instance.decodes:
+        # Idle: nobody's share is taken, however long the prompt (one may be more than the window) and whatever went before.
+        return instance.steady_s / tightest
+    prefills = instance.prefill_share + request.prefill_work_s / PREFILL_WINDOW_S
+    return instance.steady_s / tightest + instance.calibration * prefills
 
 
 def fits(instance: Instance, request: Request) -> bool:
@@ -63,20 +73,19 @@ def fits(instance: Instance, request: Request) -> bool:
     requests = len(instance.prefills) + len(instance.decodes)
     if requests >= limits.seqs_max:
         return False
-    need = request.prompt_tokens + request.tier.output_tokens_expected(request)
     held = instance.kv_reserved + instance.kv_foreign
-    return held + need <= limits.kv_tokens_max * KV_SHARE or (requests == 0 and instance.kv_foreign == 0)
+    if held + request.prompt_tokens + request.output_tokens_expected <= limits.kv_tokens_max * KV_SHARE:
+        return True
+    return requests == 0 and instance.kv_foreign == 0
 
 
 def room(instance: Instance, request: Request, now: float) -> Room | None:
     """The room for a request on an instance, or None where memory, sequences or the engine's backlog forbid it."""
-    if instance is request.avoid:
+    if instance is request.avoid or not fits(instance, request):
         return None
     if now - instance.refreshed_at > STALE_S:
         instance.refresh(now)
         instance.touched.append(instance)
-    if not fits(instance, request):
-        return None
     if instance.limits.scheduler is Scheduler.SLO_AWARE:
         return _room_by_demand(instance, request, now)
     return _room_in_stock_queue(instance, request, now)
@@ -85,90 +94,88 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
 def room_for_late(instance: Instance, request: Request, now: float) -> Room | None:
     """The room for a request that is lost: beside what the others need and a reserve for those to come, and a small share of the
     instance in any case, or it would starve."""
-    found = room(instance, request, now)
-    if found is None or instance.prefills:
+    if instance.prefills:
         return None
-    if found.harm_s >= 0.0 and found.load <= LATE_LOAD_MAX:
+    found = room(instance, request, now)
+    if found is None:
+        return None
+    if found.harm_s >= 0.0 and load_with(instance, request) <= LATE_LOAD_MAX:
         return found
     return found if instance.late_share_now(now) < LATE_SHARE else None
 
 
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:
-    """Walk the engine's queue, iteration by iteration at its token budget, with the request in it."""
+    """Walk the engine's queue at its token budget with the request in it. Prompts share iterations: the walk adds up their tokens, each
+    at a full iteration's price by the token, and their attention."""
     latency = instance.latency
     factor = instance.calibration
     decodes = len(instance.decodes)
-    queued = instance.prefills
     chunk = instance.batch_tokens - decodes
-    if chunk < 16:
-        chunk = 16
+    if chunk < CHUNK_LEAST:
+        chunk = CHUNK_LEAST
     decoding_s = latency.per_decode_s * decodes + latency.per_kv_token_s * instance.kv_decode_tokens
     full_s = factor * (latency.tokens_s(chunk + decodes) + decoding_s)
+    token_s = full_s / chunk
+    own_s = request.prompt_tokens * token_s + factor * request.attention_s
 
     harm = inf
-    if queued:
-        # Prompts share iterations: the walk counts tokens and attention, and rounds up by half an iteration on the average.
-        undone = 1.0 - instance.head_progress(now)
-        per_token_s = full_s / chunk
-        elapsed = 0.5 * full_s if instance.limits.scheduler is Scheduler.FCFS else 0.0
-        ahead_s = elapsed
-        placed = False
-        by_due = instance.limits.scheduler is Scheduler.PRIORITY
-        own_at = 0.0
-        for index, other in enumerate(queued.values()):
-            if by_due and not placed and index and request.due < other.due:
-                placed = True
-                elapsed += request.prompt_tokens * per_token_s + factor * latency.attention_s(request.prompt_tokens, 0)
-                own_at = elapsed
-            elapsed += undone * (
-                other.prompt_tokens * per_token_s + factor * latency.attention_s(other.prompt_tokens, 0)
-            )
-            undone = 1.0
-            if placed and other.due > now:
-                margin = other.due - now - elapsed
-                if margin < harm:
-                    harm = margin
-        if elapsed - ahead_s > BACKLOG_MAX_S:
+    if instance.prefills:
+        backlog_s, ahead_s, harm = _backlog(instance, request, now, token_s, own_s)
+        if backlog_s > BACKLOG_MAX_S:
             return None
-        if not placed:
-            elapsed += request.prompt_tokens * per_token_s + factor * latency.attention_s(request.prompt_tokens, 0)
-            own_at = elapsed
+        own_at = ahead_s + own_s
+        drained_s = backlog_s + own_s
     else:
-        iterations = ceil(request.prompt_tokens / chunk)
-        last = request.prompt_tokens - (iterations - 1) * chunk
-        wait_s = 0.0
+        # Alone: whole iterations, the last one as short as what is left of the prompt.
+        last = request.prompt_tokens % chunk or chunk
+        own_at = own_s - last * token_s + factor * (latency.tokens_s(last + decodes) + decoding_s)
         if decodes:
             wait_s = instance.boundary_at + instance.iteration_s - now
-            if wait_s < 0.0:
-                wait_s = 0.0
-        elapsed = own_at = (
-            wait_s
-            + (iterations - 1) * full_s
-            + factor * (latency.tokens_s(last + decodes) + decoding_s + latency.attention_s(request.prompt_tokens, 0))
-        )
+            if wait_s > 0.0:
+                own_at += wait_s
+        drained_s = own_at
 
-    steady_s = factor * latency.iteration_s(
-        0, 0, decodes + len(queued) + 1, instance.kv_decode_tokens + request.prompt_tokens
-    )
-    drained_s = elapsed * DRAIN_SAFETY
-    rounds = elapsed / full_s if elapsed > full_s else 1.0
-    tightest = LATE_TPOT_S if request.lost else request.tpot_s
+    rounds = drained_s / full_s if drained_s > full_s else 1.0
+    drained_s *= DRAIN_SAFETY
+    full_s *= DRAIN_SAFETY
+    tpots = instance.tpots
     for index, due in enumerate(instance.due_least):
-        if now < due < inf:
-            tpot = instance.tpots[index]
-            # A decode gets a token an iteration: it keeps up where iterations are shorter than its TPOT and lives on slack else.
-            margin = due - now + (rounds - 1.0) * tpot - drained_s if tpot < full_s * DRAIN_SAFETY else due - now
-            if margin < harm and (margin < 0.0 or tpot < full_s * DRAIN_SAFETY):
+        # A decode gets a token an iteration: it keeps up where iterations are shorter than its TPOT, and lives on its slack else.
+        if due < inf and tpots[index] < full_s:
+            margin = due - now + (rounds - 1.0) * tpots[index] - drained_s
+            if margin < harm:
                 harm = margin
-    if instance.tpot_tightest_s < tightest:
-        tightest = instance.tpot_tightest_s
-    load = steady_s / tightest + factor * (instance.prefill_share_now(now) + request.prefill_work_s / PREFILL_WINDOW_S)
-    steady_margin = (LOAD_MAX - load) * tightest
-    if steady_margin < harm:
-        harm = steady_margin
-    own = request.due - now - own_at
-    second = request.due + request.tpot_s - now - own_at - steady_s
-    return Room(instance, second if second < own else own, harm, now + own_at, steady_s, load)
+    steady_s = instance.steady_s + factor * (
+        latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * request.prompt_tokens
+    )
+    until = request.due - now - own_at
+    second = until + request.tpot_s - steady_s
+    return Room(instance, second if second < until else until, harm, now + own_at, steady_s)
+
+
+def _backlog(
+    instance: Instance, request: Request, now: float, token_s: float, own_s: float
+) -> tuple[float, float, float]:
+    """(seconds of prefills queued in the engine, of those before the request, the least margin of those behind it)."""
+    factor = instance.calibration
+    by_due = instance.limits.scheduler is Scheduler.PRIORITY
+    undone = 1.0 - instance.head_progress(now)
+    backlog = 0.5 * token_s * instance.batch_tokens if not by_due else 0.0
+    ahead = -1.0
+    harm = inf
+    first = True
+    for other in instance.prefills.values():
+        # By priority it passes what waits, but not the prompt that has begun.
+        if by_due and ahead < 0.0 and not first and request.due < other.due:
+            ahead = backlog
+        first = False
+        backlog += undone * (other.prompt_tokens * token_s + factor * other.attention_s)
+        undone = 1.0
+        if ahead >= 0.0 and not other.lost:
+            margin = other.due - now - backlog - own_s
+            if margin < harm:
+                harm = margin
+    return backlog, backlog if ahead < 0.0 else ahead, harm
 
 
 def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | None:
@@ -177,51 +184,45 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     latency = instance.latency
     factor = instance.calibration
     decodes = len(instance.decodes)
-    kv = instance.kv_decode_tokens
-    decode_s = (
-        latency.gemm_per_token_s + latency.per_decode_s + (latency.per_kv_token_s * kv / decodes if decodes else 0.0)
-    )
-    tightest = LATE_TPOT_S if request.lost else request.tpot_s
-    if instance.tpot_tightest_s < tightest:
-        tightest = instance.tpot_tightest_s
-    steady_s = factor * latency.iteration_s(0, 0, decodes + len(instance.prefills) + 1, kv + request.prompt_tokens)
-    wait_s = instance.boundary_at + instance.iteration_s - now if decodes else 0.0
-    if wait_s < 0.0:
-        wait_s = 0.0
+    kv_tokens = instance.kv_decode_tokens
+    decode_s = latency.gemm_per_token_s + latency.per_decode_s
+    wait_s = 0.0
+    if decodes:
+        decode_s += latency.per_kv_token_s * kv_tokens / decodes
+        wait_s = max(0.0, instance.boundary_at + instance.iteration_s - now)
+    tightest = min(request.tpot_s, instance.tpot_tightest_s)
     # An iteration's fixed cost is paid once a longest iteration: as long as the tightest slack allows, or a full chunk takes.
     longest = min(SLACK_SHARE * tightest, latency.tokens_s(CHUNK_MAX))
     overhead = 1.0 + (latency.fixed_s + latency.gemm_s) / longest
 
-    demand = 0.0
+    steady_s = instance.steady_s + factor * (
+        latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * request.prompt_tokens
+    )
+    own = harm = inf
     own_at = 0.0
-    load = steady_s / tightest + factor * (instance.prefill_share_now(now) + request.prefill_work_s / PREFILL_WINDOW_S)
-    harm = STEADY_SHARE * tightest - steady_s
-    placed = False
+    demand = 0.0
     undone = 1.0 - instance.head_progress(now)
-    counts = instance.tier_counts
+    head = next(iter(instance.prefills.values()), None)
     backlog = [*instance.prefills.values(), request]
-    backlog.sort(key=_due)
+    if len(backlog) > 1:
+        backlog.sort(key=_due)
     for other in backlog:
-        share = 1.0
-        if other is request:
-            placed = True
-        elif undone < 1.0:
-            share, undone = undone, 1.0
-        tokens = other.prompt_tokens
-        demand += share * (tokens * latency.gemm_per_token_s + latency.attention_s(tokens, 0)) * overhead
-        until = other.due - now
+        demand += (undone if other is head else 1.0) * other.prefill_work_s * overhead
+        if other is not request and own == inf:
+            continue
         need = demand
         for index, due in enumerate(instance.due_least):
             left = other.due - due
-            if left > 0.0 and counts[index]:
-                need += counts[index] * (left / instance.tpots[index] + 1.0) * decode_s
+            if left > 0.0:
+                need += instance.tier_counts[index] * (left / instance.tpots[index] + 1.0) * decode_s
+        until = other.due - now
         margin = until - wait_s - factor * need
         if other is request:
-            own_at = until - margin
             own = margin
-        elif placed and until > 0.0 and margin < harm:
+            own_at = until - margin
+        elif not other.lost and margin < harm:
             harm = margin
-    return Room(instance, own, harm, now + own_at, steady_s, load)
+    return Room(instance, own, harm, now + own_at, steady_s)
 
 
 def _due(request: Request) -> float:

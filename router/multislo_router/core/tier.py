@@ -57,11 +57,10 @@ class Tier:
         self._work_slow = 0.0
         self._recent: deque[tuple[float, bool, float | None, float | None]] = deque(maxlen=RECENT_MAX)
 
-    def output_tokens_expected(self, request: Request) -> int:
-        """How many tokens a request will probably bring: its tier's mean, at most what its client allows."""
+    def output_tokens_expected(self, output_tokens_max: int | None) -> int:
+        """How many tokens a request will probably bring: the tier's mean, at most what its client allows."""
         expected = int(self.output_tokens_mean)
-        limit = request.output_tokens_max
-        return expected if limit is None or limit > expected else limit
+        return expected if output_tokens_max is None or output_tokens_max > expected else output_tokens_max
 
     # -- rates ---------------------------------------------------------------------------------------------------------
 
@@ -135,10 +134,11 @@ class Tier:
         )
 
 
-def work_s(latency: LatencyModel, request: Request, output_tokens: int, kv_tokens_max: int) -> float:
+def work_s(latency: LatencyModel, request: Request, kv_tokens_max: int) -> float:
     """Seconds of one instance that a request needs: its prefill at the full batch's price, and its decode as a share of the largest
     batch that keeps its tier's TPOT."""
     tpot_s = request.tier.tpot_s
+    output_tokens = request.output_tokens_expected
     kv_each = request.prompt_tokens + 0.5 * output_tokens
     batch = max(1, min(latency.decodes_max(tpot_s, kv_each), int(kv_tokens_max / kv_each)))
     return request.prefill_work_s + output_tokens * tpot_s / batch
