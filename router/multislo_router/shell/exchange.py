@@ -119,8 +119,8 @@ class Exchange:
         if place.priority is not None and not scan.has_priority:
             fields = b'"priority":%d' % place.priority
         if self._gateway.slo_aware and not scan.has_xargs:
-            # The engine has a clock of its own: it is told what is left, not when; a deadline that is past is one about to pass.
-            left_ms = max(1.0, 1000 * (place.ttft_due - time.monotonic()))
+            # The engine has a clock of its own: it is told what is left, not when; below 0, how long it is overdue.
+            left_ms = 1000 * (place.ttft_due - time.monotonic())
             xargs = b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s)
             fields = fields + b"," + xargs if fields else xargs
         return fields
@@ -200,10 +200,11 @@ class Exchange:
 
     def _tell_completion(self, now: float, id: int) -> None:
         prompt: int | None = None
-        tokens = 0
+        tokens = unseen = 0
         outcome = Outcome.COMPLETED
         if self._events is not None:
             prompt = self._events.prompt_tokens
+            unseen = (self._events.completion_tokens or 0) - self._events.tokens
             if self._events.failed:
                 outcome = Outcome.ENGINE_FAILED
         elif self._tail is not None:
@@ -213,6 +214,9 @@ class Exchange:
             self._gateway.tell(PromptMeasured(now, id, prompt))
             assert self._scan is not None
             self._gateway.correct_estimate(self.head.path == CHAT, self._scan, prompt)
+        if unseen > 0:
+            # The engine packs several tokens into one event, and said in the end how many there were.
+            self._gateway.tell(TokensReceived(now, id, unseen))
         self._gateway.tell(RequestEnded(now, id, outcome, tokens))
 
     # -- what goes wrong -----------------------------------------------------------------------------------------------

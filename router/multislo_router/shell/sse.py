@@ -19,7 +19,7 @@ class EventCount:
     """One stream's events. A token is a complete `data:` line other than `[DONE]`, an error, a usage-only event or the opening one
     that only names the role. The result does not depend on how the stream is cut into pieces."""
 
-    __slots__ = ("_held", "_held_bytes", "_opened", "completion_tokens", "done", "failed", "prompt_tokens")
+    __slots__ = ("_held", "_held_bytes", "_opened", "completion_tokens", "done", "failed", "prompt_tokens", "tokens")
 
     def __init__(self) -> None:
         self._held: list[bytes] = []
@@ -29,8 +29,11 @@ class EventCount:
         """`[DONE]` was seen."""
         self.failed = False
         """The engine put an error event into the stream."""
+        self.tokens = 0
+        """Counted so far; fewer than `completion_tokens` where an engine packs several into one event."""
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
+        """By the last `usage` in the stream."""
 
     def feed(self, piece: bytes) -> int:
         """Tokens that `piece` (de-chunked bytes of the body) completes."""
@@ -56,7 +59,10 @@ class EventCount:
         if b'data: {"error":' in piece:
             self.failed = True
             tokens -= piece.count(b'data: {"error":')
-        return tokens if tokens > 0 else 0
+        if tokens <= 0:
+            return 0
+        self.tokens += tokens
+        return tokens
 
     def _lines(self, piece: bytes) -> bytes:
         """The complete lines up to the end of `piece`; keeps what is left."""

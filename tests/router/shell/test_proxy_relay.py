@@ -205,6 +205,36 @@ async def test_priority_and_slo_are_handed_to_engines_that_know_them(kit: Any) -
             assert 0 < ours["vllm_xargs"]["slo_ttft_ms"] <= 5000
 
 
+async def test_an_engine_is_told_that_a_first_token_is_overdue(kit: Any) -> None:
+    from dataclasses import replace
+
+    from multislo_router.core.events import Scheduler
+
+    core = replace(kit.CORE, engine=replace(kit.CORE.engine, scheduler=Scheduler.SLO_AWARE))
+    stage = await kit.stage(core=core)
+    client = await stage.client()
+
+    await client.ask(kit.CHAT, headers="x-slo-ttft-ms: 1\r\n")
+
+    (asked,) = stage.engines[0].asked
+    assert asked.json["vllm_xargs"]["slo_ttft_ms"] < 1
+
+
+async def test_tokens_that_share_an_event_are_counted_by_the_usage(kit: Any) -> None:
+    async def script(line: Any, asked: Any) -> None:
+        events = [kit.ROLE, kit.token("several words"), kit.USAGE, kit.DONE]
+        await line.send(kit.SSE_HEAD + b"".join(map(kit.chunk, events)) + b"0\r\n\r\n")
+
+    stage = await kit.stage(script)
+    client = await stage.client()
+
+    await client.ask(kit.STREAM)
+
+    tier = stage.gateway.core.status(0.0).tiers[1]
+    assert tier.tokens_met + tier.tokens_missed == 3
+    assert stage.outcomes() == {"completed": 1}
+
+
 async def test_tokens_and_usage_reach_the_core(kit: Any) -> None:
     async def script(line: Any, asked: Any) -> None:
         events = [kit.ROLE, *map(kit.token, "abc"), kit.USAGE, kit.DONE]
