@@ -66,7 +66,7 @@ def shell_settings(manifest: MultiSLOServing, api_key: bytes | None) -> ShellSet
     """What the data path is told."""
     model = manifest.spec.model
     return ShellSettings(
-        served_names=tuple(dict.fromkeys([*model.served_names, model.name])),
+        served_names=tuple(model.served_names),
         api_key=api_key,
         tokenizer=None if model.tokenizer is None else Path(model.tokenizer),
     )

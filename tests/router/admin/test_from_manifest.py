@@ -58,8 +58,10 @@ def test_the_engines_limits_are_the_profiles_and_the_users_own_flags() -> None:
     assert core_config(manifest(TEXT.replace("SLOAware", "Priority")), PROFILE).engine.scheduler is Scheduler.PRIORITY
 
 
-def test_clients_may_ask_for_the_served_names_and_for_the_models_own() -> None:
-    assert shell_settings(manifest(), None).served_names == ("llama", "org/llama")
+def test_clients_may_ask_for_the_names_that_the_engines_answer_to() -> None:
+    assert shell_settings(manifest(), None).served_names == ("llama",)
+    unnamed = manifest(TEXT.replace("servedNames: [llama], ", ""))
+    assert shell_settings(unnamed, None).served_names == ("org/llama",)
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
