@@ -146,8 +146,8 @@ def _checked(document: object, problems: list[Problem], source: str) -> MultiSLO
         raise ManifestInvalid([f"the document is {shown(document)}; it must be {legal(ROOT)}"], source)
     document = _without_the_servers_part(document)
     kinds = [problem for problem in _field_problems(document) if problem.path in (("apiVersion",), ("kind",))]
-    if isinstance(document.get("kind"), str) and document["kind"] != KIND:
-        # Some other object: its fields are not ours to judge.
+    if _is_another_kind(document):
+        # Its fields are not ours to judge.
         raise ManifestInvalid([str(problem) for problem in problems + kinds], source)
     bare = _without_nulls(document, ())
     told = {problem.path for problem in problems}  # A value that the text itself spoiled came out as null.
@@ -159,6 +159,13 @@ def _checked(document: object, problems: list[Problem], source: str) -> MultiSLO
     if problems:
         raise ManifestInvalid([str(problem) for problem in problems], source)
     return MultiSLOServing.model_validate(bare, by_alias=True, by_name=False)
+
+
+def _is_another_kind(document: dict[str, Any]) -> bool:
+    """Some other object, not one of ours with a slip in its `kind`."""
+    kind, version = document.get("kind"), document.get("apiVersion")
+    ours = isinstance(version, str) and version.partition("/")[0] == API_VERSION.partition("/")[0]
+    return isinstance(kind, str) and kind.lower() != KIND.lower() and not ours
 
 
 def _without_the_servers_part(document: dict[str, Any]) -> dict[str, Any]:

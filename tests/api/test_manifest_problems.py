@@ -281,6 +281,22 @@ def test_another_kind_of_object_is_named_and_its_fields_are_left_alone() -> None
     ]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"apiVersion": "multislo.dev/v1alpha1", "kind": "MultiSLOServer"},
+        {"apiVersion": "multislo.dev/v2", "kind": "MultiSLO"},
+        {"apiVersion": "v1", "kind": "MultiSLOserving"},
+    ],
+)
+def test_a_slip_in_the_kind_or_the_version_hides_no_other_mistake(head: dict[str, Any]) -> None:
+    spoiled = document() | head
+    put("spec.model.maxLength", "long")(spoiled)
+    paths = [problem.split(":")[0] for problem in problems_of(spoiled)]
+    assert "kind" in paths
+    assert "spec.model.maxLength" in paths
+
+
 TEXTS: list[tuple[str, str, str]] = [
     ("empty", "", "the file is empty; it must hold one MultiSLOServing (multislo.dev/v1alpha1)"),
     ("comments", "# nothing\n---\n", "the file is empty; it must hold one MultiSLOServing (multislo.dev/v1alpha1)"),
