@@ -12,7 +12,6 @@ import uvloop
 
 from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_api.manifest import load_manifest
-from multislo_router.core.machine import RouterCore
 from multislo_router.from_manifest import core_config, profile_of, shell_settings
 from multislo_router.shell.gateway import Gateway
 from multislo_sim.rivals import RIVALS
@@ -33,8 +32,7 @@ def main(manifest_path: Path, port: int, policy: str, engines: tuple[str, ...]) 
 async def _serve(manifest_path: Path, port: int, policy: str, engines: tuple[str, ...]) -> None:
     manifest = load_manifest(manifest_path)
     config = core_config(manifest, profile_of(manifest.spec))
-    gateway = Gateway(config, shell_settings(manifest, None))
-    gateway.core = RouterCore(config, RIVALS[policy]())
+    gateway = Gateway(config, shell_settings(manifest, None), RIVALS[policy]())
     entries = [InstanceEntry(id=f"engine-{index}", url=url) for index, url in enumerate(engines)]
     gateway.set_fleet(InstanceList(instances=entries))
     stop = asyncio.Event()

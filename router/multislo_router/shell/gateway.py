@@ -23,6 +23,7 @@ from multislo_router.core.events import (
     Tick,
 )
 from multislo_router.core.machine import RouterCore
+from multislo_router.core.placement import PlaceBy
 from multislo_router.core.status import CoreStatus, Histogram
 from multislo_router.shell.body_scan import BodyScan, scan_body
 from multislo_router.shell.client import ClientConnection
@@ -63,8 +64,9 @@ class Counters:
 class Gateway:
     """All methods run on one event loop; nothing here blocks it."""
 
-    def __init__(self, core_config: CoreConfig, settings: ShellSettings) -> None:
-        self.core = RouterCore(core_config)
+    def __init__(self, core_config: CoreConfig, settings: ShellSettings, place_by: PlaceBy | None = None) -> None:
+        """`place_by` replaces the manifest's placement, for rivals to compare with."""
+        self.core = RouterCore(core_config, place_by)
         self.core_config = core_config
         self.settings = settings
         self.slo_aware = core_config.engine.scheduler is Scheduler.SLO_AWARE
