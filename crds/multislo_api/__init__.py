@@ -1,0 +1,1 @@
+"""What the programs tell each other and what users write: the manifest, and the fleet's documents."""

@@ -1,0 +1,1 @@
+"""Carries out the operator's plans on one machine, with processes: `multislo up`, and `multislo top` to watch it."""
