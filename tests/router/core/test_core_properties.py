@@ -399,12 +399,13 @@ def test_an_idle_instance_more_never_turns_a_placement_into_a_refusal(placement)
         st.sampled_from(list(e.Scheduler)),
         st.binary(min_size=2 + 4 * 8, max_size=2 + 4 * 30),
         st.sampled_from(NAMES),
+        st.sampled_from([*NAMES, None]),
         st.sampled_from(PROMPTS),
     )
-    def idle(shape: int, scheduler: e.Scheduler, told: bytes, tier: str, prompt_tokens: int) -> None:
+    def idle(shape: int, scheduler: e.Scheduler, told: bytes, tier: str, home: str | None, prompt_tokens: int) -> None:
         config = config_of(placement, scheduler, shape)
         without, beside = live(config, told), live(config, told)
-        beside.specs["idle"] = e.InstanceSpec("idle", tier, e.InstanceState.READY)
+        beside.specs["idle"] = e.InstanceSpec("idle", home, e.InstanceState.READY)
         made = []
         for life in (without, beside):
             for id in [*life.held]:  # they would take the new one's room, and some of the others'
