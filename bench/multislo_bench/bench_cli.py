@@ -1,5 +1,6 @@
-"""`multislo bench placement` and `multislo bench proxy`."""
+"""`multislo bench placement`, `multislo bench proxy` and `multislo bench chaos`."""
 
+import asyncio
 import json
 import sys
 import tempfile
@@ -18,7 +19,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("bench")
 def bench() -> None:
-    """Measure the router's own cost."""
+    """Measure the router's own cost, and what a failing fleet does to its clients."""
 
 
 @bench.command(epilog="Example: multislo bench placement --sizes 20,1000 --json")
@@ -126,3 +127,63 @@ def _print_proxy(document: dict[str, Any]) -> None:
     console.print(table)
     tokens = document["us_per_token"]
     console.print(f"CPU of a streamed token: ours {tokens['ours']:.1f} us, vllm-router {tokens['vllm_router']:.1f} us")
+
+
+@bench.command(epilog="Example: multislo bench chaos --seconds 60 --engines 6 --json")
+@click.option("--seconds", type=click.FloatRange(2, 3600), default=60.0, show_default=True, help="Of load and kills.")
+@click.option("--engines", type=click.IntRange(3, 200), default=6, show_default=True, help="In three tiers.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.0, 10_000.0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Requests a second.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@JSON
+def chaos(seconds: float, engines: int, rate: float, seed: int, as_json: bool) -> None:
+    """Kill a random engine each second, with SIGKILL, under load.
+
+    A whole fleet (`multislo up`, emulated engines that start in a second) on free ports. Every request must end in a complete
+    answer or in one clear error; afterwards the router must hold nothing, and every engine must be ready again. Otherwise the
+    exit code is 1.
+    """
+    from multislo_bench.chaos import measure
+    from multislo_bench.processes import CannotMeasure
+
+    err = Console(stderr=True)
+
+    def say(line: str) -> None:
+        err.print(line, highlight=False, markup=False)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="multislo-chaos-") as folder:
+            result = asyncio.run(measure(seconds, engines, rate, seed, Path(folder), say))
+    except CannotMeasure as error:
+        err.print(f"error: {error}", style="red", highlight=False)
+        sys.exit(1)
+    document = result.document()
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _print_chaos(document)
+    sys.exit(0 if result.good else 1)
+
+
+def _print_chaos(document: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{document['requests']} requests, {document['kills']} kills, {document['restarts']} restarts",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("a request's end, for its client")
+    table.add_column("requests", justify="right")
+    for cause, count in document["causes"].items():
+        table.add_row(cause, str(count))
+    console = wide()
+    console.print(table)
+    ready_s = document["all_ready_after_s"]
+    console.print(f"unclear: {document['unclear']}; errors of the router's own: {document['router_errors']}")
+    console.print(f"left in the router: {', '.join(document['left_over']) or 'nothing'}")
+    console.print("not every engine came back" if ready_s is None else f"every engine ready again after {ready_s} s")
