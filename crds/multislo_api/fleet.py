@@ -5,6 +5,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+TOKEN_HEADER = "x-multislo-fleet-token"
+"""Whoever started a router shows by it, with PUT /instances, that it is this one's fleet."""
+TOKEN_VARIABLE = "MULTISLO_FLEET_TOKEN"
+"""Where the router gets it from: the environment, which other users of the machine cannot read, as they can a command line."""
+
 
 class Document(BaseModel):
     """Common settings: unknown fields are refused, so a misspelt one is found at once."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -17,20 +18,22 @@ from multislo_api.cli import WrongManifest, manifest_at
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing, ProfileConfigMap, ProfileFile
 from multislo_operator.local.engines import NotHere, check_startable
-from multislo_operator.local.ports import ROUTER_PORTS, Ports
+from multislo_operator.local.ports import ROUTER_PORTS, Ports, refusal
 from multislo_operator.local.router import AdminClient, RouterUnreachable
 from multislo_operator.local.top import frame
 from multislo_operator.local.up import Up, UpSettings
 from multislo_perf.profile import Profile, ProfileInvalid, load_profile
 from multislo_perf.sizing import unattainable
 
+ADMIN_URL = "http://127.0.0.1:9090"
+"""Of a manifest that says nothing else."""
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.command(
     "up",
     context_settings=HELP,
-    epilog="Example: multislo up -f examples/minimal.yaml --log-dir logs",
+    epilog="Example: multislo up -f examples/demo.yaml --log-dir logs",
 )
 @click.option("-f", "--file", "manifest_path", required=True, type=click.Path(path_type=Path), help="The manifest.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the OpenAI API.")
@@ -74,7 +77,7 @@ def up(
 
     Ctrl-C lets answers under way finish and stops everything; a second one stops at once.
 
-    Exit codes: 0 stopped as asked, 1 the router could not start, 2 wrong use, 130 stopped at once.
+    Exit codes: 0 stopped as asked, 1 a port is taken or the router could not start, 2 wrong use, 130 stopped at once.
     """
     manifest = manifest_at(manifest_path)
     profile = _profile(manifest)
@@ -83,13 +86,15 @@ def up(
     except NotHere as error:
         raise WrongManifest(f"error: {error}") from None
     pinned = _pinned(manifest, pins) if fixed or pins else None
-    folder = _folder(log_dir)
     ports = Ports(ROUTER_PORTS, os.getpid())
+    port = _port(manifest.spec.router.port if port is None else port, ports)
+    admin_port = _port(manifest.spec.router.admin_port if admin_port is None else admin_port, ports)
+    _check_ports(host, port, admin_port)
     settings = UpSettings(
         manifest_path=manifest_path,
-        folder=folder,
-        port=_port(manifest.spec.router.port if port is None else port, ports),
-        admin_port=_port(manifest.spec.router.admin_port if admin_port is None else admin_port, ports),
+        folder=_folder(log_dir),
+        port=port,
+        admin_port=admin_port,
         pinned=pinned,
         router_options=("--host", host, *(("--api-key-file", str(api_key_file)) if api_key_file else ())),
         events=sys.stdout if as_json else None,
@@ -147,6 +152,23 @@ def _port(asked: int, ports: Ports) -> int:
     return asked or ports.take()
 
 
+def _check_ports(host: str, port: int, admin_port: int) -> None:
+    """Before anything starts. Of other refusals (an address that is not this machine's) the router tells."""
+    for at, asked, option, field in (
+        (host, port, "--port", "spec.router.port"),
+        ("127.0.0.1", admin_port, "--admin-port", "spec.router.adminPort"),
+    ):
+        refused = refusal(at, asked)
+        if refused is not None and refused.errno in (errno.EADDRINUSE, errno.EACCES):
+            reason = "is in use" if refused.errno == errno.EADDRINUSE else "is not yours to use"
+            _say(
+                f"error: port {asked} of {at} {reason}; choose another by {option} or {field} ({option} 0: any free one)"
+            )
+            if refused.errno == errno.EADDRINUSE:
+                _say("Is another `multislo up` of this manifest running?")
+            sys.exit(1)
+
+
 def _say(line: str) -> None:
     click.echo(line, err=True)
 
@@ -173,8 +195,11 @@ def _tell(manifest: MultiSLOServing, profile: Profile, settings: UpSettings, hos
             )
 
 
-@click.command("top", context_settings=HELP, epilog="Example: multislo top --url http://127.0.0.1:9090")
-@click.option("--url", default="http://127.0.0.1:9090", show_default=True, help="The router's admin listener.")
+@click.command("top", context_settings=HELP, epilog="Example: multislo top -f examples/demo.yaml")
+@click.option(
+    "-f", "--file", "manifest_path", type=click.Path(path_type=Path), help="The fleet's manifest: its adminPort here."
+)
+@click.option("--url", help=f"The router's admin listener, where it is another one.  [default: {ADMIN_URL}]")
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 @click.option(
     "--interval",
@@ -184,18 +209,24 @@ def _tell(manifest: MultiSLOServing, profile: Profile, settings: UpSettings, hos
     show_default=True,
     help="Seconds between pictures.",
 )
-def top(url: str, once: bool, interval_s: float) -> None:
+def top(manifest_path: Path | None, url: str | None, once: bool, interval_s: float) -> None:
     """Watch a running fleet in the terminal: tiers against their SLOs, and the load of every instance.
 
     Exit codes: 0 done, 1 the router cannot be reached, 2 wrong use.
     """
+    if url is None:
+        url = ADMIN_URL
+        if manifest_path is not None:
+            url = f"http://127.0.0.1:{manifest_at(manifest_path).spec.router.admin_port}"
+    elif manifest_path is not None:
+        raise click.UsageError("--url and --file exclude each other: both say where the admin listener is")
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter(f'"{url}" must begin with http:// or https://', param_hint="--url")
     try:
         asyncio.run(_watch(url, once, interval_s))
     except RouterUnreachable as error:
         click.echo(f"error: no router can be reached: {error}", err=True)
-        click.echo("Is it running, and is --url its admin listener (spec.router.adminPort)?", err=True)
+        click.echo("Is it running, and is this its admin listener? -f MANIFEST or --url names another.", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         pass
@@ -207,10 +238,12 @@ async def _watch(url: str, once: bool, interval_s: float) -> None:
         client = AdminClient(session, url)
         shown = await client.fleet()
         if once:
-            console.print(frame(shown))
+            console.print(frame(shown, width=console.width))
             return
         before: FleetSnapshot | None = None
-        with Live(frame(shown), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        with Live(
+            frame(shown, width=console.width), console=console, screen=console.is_terminal, auto_refresh=False
+        ) as live:
             seen_at = time.monotonic()
             while True:
                 await asyncio.sleep(interval_s)
@@ -221,4 +254,4 @@ async def _watch(url: str, once: bool, interval_s: float) -> None:
                 except RouterUnreachable as error:
                     note = f"no answer for {time.monotonic() - seen_at:.0f} s: {error}"
                 with contextlib.suppress(BrokenPipeError):
-                    live.update(frame(shown, before, note), refresh=True)
+                    live.update(frame(shown, before, note, console.width), refresh=True)

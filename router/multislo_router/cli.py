@@ -14,6 +14,7 @@ import uvloop
 from aiohttp import web
 
 from multislo_api.cli import WrongManifest, manifest_at
+from multislo_api.fleet import TOKEN_VARIABLE
 from multislo_perf.profile import ProfileInvalid, load_profile
 from multislo_router.core.config import CoreConfig
 from multislo_router.from_manifest import (
@@ -80,7 +81,8 @@ def router(
 ) -> None:
     """Serve the router alone: the OpenAI API of a fleet that is given by PUT /instances on its admin listener.
 
-    Ctrl-C or SIGTERM lets answers under way finish; a second one stops at once.
+    Ctrl-C or SIGTERM lets answers under way finish; a second one stops at once. With MULTISLO_FLEET_TOKEN in the
+    environment, PUT /instances must show its value in the header x-multislo-fleet-token.
     """
     manifest = manifest_at(manifest_path)
     own = manifest.spec.router
@@ -93,7 +95,7 @@ def router(
         host, own.port if port is None else port, admin_host, own.admin_port if admin_port is None else admin_port
     )
     config, settings = core_config(manifest, profile), shell_settings(manifest, keys)
-    finished = uvloop.run(_serve(config, settings, manifest.spec.model.name, listeners, drain_timeout_s, parent_pid))
+    finished = uvloop.run(_serve(config, settings, settings.served_names[0], listeners, drain_timeout_s, parent_pid))
     sys.exit(0 if finished else 1)
 
 
@@ -111,7 +113,8 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: at_once.set() if stop.is_set() else stop.set())
     gateway = _gateway(config, settings)
-    admin = Admin(gateway, model=model, placement=config.placement.value)
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    admin = Admin(gateway, model=model, placement=config.placement.value, token=token)
     runner = web.AppRunner(admin.application(), access_log=None, shutdown_timeout=ADMIN_CLOSE_S)
     watcher = None if parent_pid is None else asyncio.create_task(_watch(parent_pid, stop, at_once))
     try:

@@ -1,19 +1,28 @@
 """Stories of `multislo up`: real processes, a real router, emulated engines."""
 
+import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.request import Request, urlopen
 
+import pytest
+
+from multislo_api.fleet import TOKEN_VARIABLE
+from multislo_api.manifest import load_manifest
+from multislo_operator.local import up as local
+from multislo_operator.local.engines import multislo
 from multislo_operator.local.journal import FILE_NAME, instance_seconds
+from multislo_operator.local.ports import ROUTER_PORTS, Ports
+from multislo_perf.profile import load_profile
 
 
 class Running(Protocol):
@@ -209,14 +218,51 @@ def test_pinned_counts_are_kept_whatever_the_schedule_says(up: Up, manifest: Man
 
 
 def test_a_router_that_cannot_start_ends_the_fleet_with_its_words(up: Up, manifest: Manifest) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        fleet = up(manifest, "--port", str(taken.getsockname()[1]))
-        assert fleet.exit_code() == 1
+    fleet = up(manifest, "--host", "192.0.2.1")  # no machine's
+    assert fleet.exit_code() == 1
     (failed,) = fleet.events("failed")
     assert "cannot listen" in failed["text"]
     assert fleet.left() == {}
+
+
+@contextmanager
+def a_router(path: Path, port: int, environment: dict[str, str]) -> Iterator[str]:
+    """A router that none of the fleets here has started; the URL of its admin listener."""
+    command = [*multislo(), "router", "-f", str(path), "--port", "0", "--admin-port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("environment", [{}, {TOKEN_VARIABLE: "another"}])
+def test_a_router_of_somebody_else_is_never_taken_over(
+    environment: dict[str, str], manifest: Manifest, patience: Wait, tmp_path: Path
+) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(json.dumps(manifest))
+    ports = Ports(ROUTER_PORTS, os.getpid())
+    port, admin_port = ports.take(), ports.take()
+
+    def generation() -> int | None:
+        try:
+            with urlopen(f"{theirs}/fleet", timeout=10) as answer:
+                return int(json.load(answer)["generation"])
+        except OSError:
+            return None
+
+    with a_router(path, admin_port, environment) as theirs:
+        patience(lambda: generation() is not None, "the other router")
+        # Past the check of the command line, as when both start at the same moment.
+        said: list[str] = []
+        settings = local.UpSettings(path, tmp_path, port, admin_port, say=said.append)
+        code = asyncio.run(local.Up(load_manifest(path), load_profile(manifest["spec"]["profile"]), settings).run())
+        assert code == 1
+        assert any("cannot listen" in line for line in said), said
+        assert any("another router answers" in line for line in said), said
+        assert generation() == 0
 
 
 def test_an_engine_that_does_not_come_up_is_not_added_to(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def ran(folder: Path, manifest: Manifest, *options: str) -> Result:
 def test_wrong_use_is_told_with_what_is_legal(
     options: list[str], words: str, tmp_path: Path, manifest: Manifest
 ) -> None:
-    result = ran(tmp_path, manifest, *options)
+    result = ran(tmp_path, manifest, "--port", "0", "--admin-port", "0", *options)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
 
@@ -73,7 +74,41 @@ def test_an_slo_that_an_idle_instance_misses_is_a_warning_with_both_figures(
 def test_top_says_so_when_no_router_can_be_reached() -> None:
     result = CliRunner().invoke(top, ["--once", "--url", "http://127.0.0.1:9"])
     assert result.exit_code == 1
-    assert "error: no router can be reached: GET http://127.0.0.1:9/fleet" in result.stderr
+    assert "error: no router can be reached: 127.0.0.1:9: connection refused" in result.stderr
+
+
+@pytest.mark.parametrize(("option", "field"), [("--port", "port"), ("--admin-port", "adminPort")])
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_taken_port_is_told_before_anything_starts(
+    option: str, field: str, by_option: bool, tmp_path: Path, manifest: Manifest
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = {"--port": "0", "--admin-port": "0"}
+        if by_option:
+            ports[option] = str(port)
+        else:
+            del ports[option]
+            manifest["spec"]["router"] = {field: port}
+        options = [part for pair in ports.items() for part in pair]
+        result = ran(tmp_path, manifest, *options, "--log-dir", str(tmp_path / "logs"))
+    assert result.exit_code == 1
+    assert (
+        f"error: port {port} of 127.0.0.1 is in use; choose another by {option} or spec.router.{field}" in result.stderr
+    )
+    assert not (tmp_path / "logs").exists()
+
+
+def test_top_takes_the_port_from_a_manifest(tmp_path: Path, manifest: Manifest) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(yaml.safe_dump(manifest | {"spec": manifest["spec"] | {"router": {"adminPort": 9}}}))
+    result = CliRunner().invoke(top, ["--once", "-f", str(path)])
+    assert result.exit_code == 1
+    assert "127.0.0.1:9: connection refused" in result.stderr
+    both = CliRunner().invoke(top, ["--once", "-f", str(path), "--url", "http://127.0.0.1:9"])
+    assert both.exit_code == 2
 
 
 def test_top_wants_a_url() -> None:
@@ -122,5 +157,23 @@ def test_a_frame_shows_tiers_by_tightness_and_the_gradient_by_falling_load() -> 
     lines = text.splitlines()
     assert [line.split()[0] for line in lines if line[:1] in "abcde" and line[1:2] == " "] == ["c", "b", "e", "a", "d"]
     assert text.index("tight") < text.index("loose")
-    for words in ("no answer for 3 s", "4 (1.5 s)", "99.5%", "100 ms / 700 ms", "draining", "warm", "KV 50%", "1.20 x"):
+    for words in ("no answer for 3 s", "4 (1.5 s)", "99.5%", "100/700 ms", "draining", "warm", "KV 50%", "1.20 x"):
         assert words in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_in_a_narrow_terminal_columns_go_and_names_stay_whole(width: int) -> None:
+    waiting = {"pending": 12, "pending_oldest_s": 1.5, "refused": 120, "tpot": LatencyView(p50_s=0.02, p99_s=12.0)}
+    names = ("interactive", "standard", "realtime", "batch")
+    snapshot = FleetSnapshot(
+        at=0.0, uptime_s=125.0, model="llama", placement="Pack", generation=3,
+        tiers=[a_tier(name, 0.02 + index / 50, **waiting) for index, name in enumerate(names)],
+        instances=[an_instance(f"engine-{index}", name, 0.7, "draining") for index, name in enumerate(names)],
+    )  # fmt: skip
+    screen = io.StringIO()
+    Console(width=width, file=screen).print(frame(snapshot, width=width))
+    lines = screen.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    words = set(screen.getvalue().split())
+    assert {*names, "engine-0", "engine-3", "tier", "attained", "p50/p99", "0.70", "draining,"} <= words
+    assert ("work" in words) == (width == 160)

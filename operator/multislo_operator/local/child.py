@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from multislo_operator.local import guard
@@ -67,12 +67,14 @@ class Child:
     def pid(self) -> int | None:
         return self._group
 
-    async def run(self, command: Sequence[str]) -> int:
-        """From start to end; the exit code. Raises OSError where the program cannot be started. Cancelled: it is killed."""
+    async def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+        """From start to end; the exit code. Raises OSError where the program cannot be started. Cancelled: it is killed.
+        `environment` is added to this process's own."""
         with self.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=None if environment is None else {**os.environ, **environment},
+            )  # fmt: skip
         self._process, self._group = process, process.pid
         self._guarding.began(process.pid)
         try:

@@ -5,6 +5,7 @@ plan, and carries the plan out with processes.
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -24,7 +25,7 @@ from multislo_operator.local.engines import EngineStart, multislo
 from multislo_operator.local.fleet import LocalFleet, within
 from multislo_operator.local.journal import Journal
 from multislo_operator.local.observe import fleet_observed, fleet_spec
-from multislo_operator.local.router import AdminClient, RouterEnded, RouterProcess, RouterUnreachable
+from multislo_operator.local.router import AdminClient, AnotherRouter, RouterEnded, RouterProcess, RouterUnreachable
 from multislo_perf.profile import Profile
 
 LOOK_S = 1.0
@@ -81,12 +82,14 @@ class Up:
 
     async def _serve(self, guarding: Guarding, session: aiohttp.ClientSession) -> int:
         settings = self._settings
+        token = secrets.token_hex(16)
         router = RouterProcess(
             settings.router_command or self._router_command(),
             Child("router", settings.folder / "router.log", guarding),
             self._journal,
+            token,
         )
-        client = AdminClient(session, f"http://127.0.0.1:{settings.admin_port}")
+        client = AdminClient(session, f"http://127.0.0.1:{settings.admin_port}", token)
         async with asyncio.TaskGroup() as tasks:
             fleet = LocalFleet(
                 self._manifest,
@@ -138,9 +141,13 @@ class Up:
         """Hand the router the whole fleet, at each change and once a second."""
         while True:
             fleet.changed.clear()
-            with contextlib.suppress(RouterUnreachable):
+            try:
                 await client.put_instances(fleet.listed())
-                router.answered = True
+                router.answered, router.stranger = True, None
+            except AnotherRouter as error:
+                router.stranger = str(error)
+            except RouterUnreachable:
+                pass
             await within(fleet.changed, LOOK_S)
 
     async def _look(self, client: AdminClient, router: RouterProcess, fleet: LocalFleet) -> None:
@@ -150,10 +157,10 @@ class Up:
         snapshot: FleetSnapshot | None = None
         seen_at = time.monotonic()
         while not self._stop.is_set():
-            with contextlib.suppress(RouterUnreachable):
-                snapshot = await client.fleet()
-                seen_at = time.monotonic()
-                router.answered = True
+            if router.answered and router.stranger is None:
+                with contextlib.suppress(RouterUnreachable):
+                    snapshot = await client.fleet()
+                    seen_at = time.monotonic()
             now = time.monotonic()
             spec = fleet_spec(self._manifest, self._profile, datetime.now(UTC), self._settings.pinned)
             present = [instance for instance in fleet.instances.values() if not instance.stopping]

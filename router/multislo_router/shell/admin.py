@@ -3,6 +3,7 @@ hands over the fleet. A separate port, loopback by default, on the gateway's own
 """
 
 import asyncio
+import hmac
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ from prometheus_client.registry import CollectorRegistry
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from multislo_api.fleet import FleetSnapshot, InstanceList
+from multislo_api.fleet import TOKEN_HEADER, FleetSnapshot, InstanceList
 from multislo_api.problems import path_text, shown
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import exposition
@@ -46,6 +47,8 @@ class Admin:
     gateway: Gateway
     model: str
     placement: str
+    token: str | None = None
+    """What PUT /instances must show; None: it is open to whoever reaches this listener and shows none."""
     clock: Callable[[], float] = time.monotonic
     """The clock of the core's events."""
     loop_lag: Histogram = field(default_factory=lambda: Histogram(LAG_EDGES))
@@ -137,6 +140,9 @@ class Admin:
         )
 
     async def put_instances(self, request: web.Request) -> web.Response:
+        stranger = self._stranger(request.headers.get(TOKEN_HEADER))
+        if stranger is not None:
+            return stranger
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -151,6 +157,18 @@ class Admin:
             return _bad(problems)
         self.gateway.set_fleet(fleet)
         return web.json_response({"instances": len(fleet.instances)})
+
+    def _stranger(self, shown: str | None) -> web.Response | None:
+        """The refusal of somebody who is not this router's operator."""
+        if self.token is None:
+            if shown is None:
+                return None
+            return _error(403, f"{TOKEN_HEADER}: this router was started without a token, so it is another one", [])
+        if shown is None:
+            return _error(401, f"{TOKEN_HEADER}: missing; this router belongs to a fleet that is already managed", [])
+        if not hmac.compare_digest(shown.encode(errors="surrogateescape"), self.token.encode()):
+            return _error(401, f"{TOKEN_HEADER}: wrong; this router belongs to another fleet", [])
+        return None
 
     async def _watch_loop(self, app: web.Application) -> AsyncIterator[None]:
         watcher = asyncio.create_task(_measure_lag(self.loop_lag))

@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from multislo_api.fleet import TOKEN_HEADER, TOKEN_VARIABLE
+
 WAIT_S = 60.0
 MANIFEST = """
 apiVersion: multislo.dev/v1alpha1
@@ -92,6 +94,32 @@ async def engine() -> AsyncIterator[str]:
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("token", "shown", "status", "says"),
+    [
+        (None, None, 200, "instances"),
+        (None, "mine", 403, "started without a token"),
+        ("mine", "mine", 200, "instances"),
+        ("mine", None, 401, "missing"),
+        ("mine", "yours", 401, "another fleet"),
+        ("mine", "mein\u00e9", 401, "another fleet"),
+    ],
+)
+async def test_a_fleet_is_taken_from_whoever_shows_the_routers_token(
+    manifest: str, monkeypatch: pytest.MonkeyPatch, token: str | None, shown: str | None, status: int, says: str
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    if token is not None:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+    headers = {} if shown is None else {TOKEN_HEADER: shown}
+    async with routing(manifest) as router, aiohttp.ClientSession() as session:
+        async with session.put(f"{router.admin}/instances", json={"instances": []}, headers=headers) as answer:
+            assert answer.status == status
+            assert says in await answer.text()
+        async with session.get(f"{router.admin}/fleet") as answer:
+            assert answer.status == 200
 
 
 async def put(session: aiohttp.ClientSession, router: Router, url: str) -> None:
