@@ -35,11 +35,11 @@ OUTPUT_TOKENS = (10, 100)
 STREAMING_SHARE = 0.7
 LEAVING_SHARE = 0.05
 """Clients that close their connection in the middle, for the router's places to be freed on that way too."""
-ANSWER_MAX_S = 60.0
-"""An answer takes 10 s at most; what is not there after this hangs."""
+ANSWERED_WITHIN_S = 90.0
+"""After the last kill: an engine that has died often is started again after 30 s, and an answer takes 10 s. A request may wait in the
+router's queue as long as no engine lives; what has no end by then hangs."""
 EMPTY_WITHIN_S = 10.0
 READY_WITHIN_S = 90.0
-"""An engine that has died often is started again after 30 s."""
 UP_PATIENCE_S = 30.0
 
 
@@ -102,7 +102,7 @@ class Chaos:
     """Tracebacks in its log."""
     restarts: int = 0
     all_ready_after_s: float | None = None
-    """From the last kill until every engine was ready again."""
+    """From the end of the last request until every engine was ready."""
 
     @property
     def good(self) -> bool:
@@ -206,19 +206,22 @@ class Load:
 
     port: int
     dice: Random
+    until: float
+    """Monotonic time at which every request must have ended."""
     idle: list[Connection] = field(default_factory=list)
 
     async def ask(self, ask: Ask) -> tuple[Verdict, str]:
         """One request, from sending to its end."""
         answer = Answer()
-        patience_s = ANSWER_MAX_S if ask.leaves_after_s is None else ask.leaves_after_s
+        began = monotonic()
+        patience_s = self.until - began if ask.leaves_after_s is None else ask.leaves_after_s
         try:
             async with asyncio.timeout(patience_s):
                 await self._exchange(ask, answer)
         except TimeoutError:
             if ask.leaves_after_s is not None:
                 return Verdict.LEFT, "left"
-            answer.lost = f"nothing more for {ANSWER_MAX_S:.0f} s"
+            answer.lost = f"no end within {monotonic() - began:.0f} s"
         except (OSError, httptools.HttpParserError) as error:
             answer.lost = repr(error)
         return verdict_of(answer, ask)
@@ -306,7 +309,8 @@ async def measure(
             if await watch.all_ready_s(READY_WITHIN_S) is None:
                 raise CannotMeasure(f"the fleet was not ready within {READY_WITHIN_S:.0f} s:\n{tail(log)}")
             say(f"{engines} engines are ready; {rate:g} requests a second for {seconds:g} s, a kill each second")
-            await _storm(chaos, watch, Load(port, dice), asks(seconds, rate, dice), seconds, dice, say)
+            load = Load(port, dice, monotonic() + seconds + ANSWERED_WITHIN_S)
+            await _storm(chaos, watch, load, asks(seconds, rate, dice), seconds, dice, say)
             say("the load has ended; waiting until the router is empty and every engine is ready again")
             chaos.left_over = await watch.left_over()
             chaos.all_ready_after_s = await watch.all_ready_s(READY_WITHIN_S)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 from random import Random
+from time import monotonic
 
 import pytest
 from click.testing import CliRunner
@@ -67,7 +68,7 @@ async def test_a_server_that_hangs_up_without_a_word_is_unclear() -> None:
         writer.close()
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
-        load = Load(server.sockets[0].getsockname()[1], Random(1))
+        load = Load(server.sockets[0].getsockname()[1], Random(1), monotonic() + 30.0)
         verdict, cause = await load.ask(ask())
 
     assert verdict is Verdict.UNCLEAR
