@@ -12,7 +12,11 @@ from multislo_router.core.tier import Tier
 CALIBRATION_MIN, CALIBRATION_MAX = 0.5, 4.0
 """Bounds of measured over predicted iteration time: beyond them the profile is wrong, not the instance slow."""
 CALIBRATION_WEIGHT = 0.05
+PREFILL_ITERATIONS_LEAST = 3.0
+"""A prefill shorter than so many decode iterations says nothing of the speed: where in an iteration it came in weighs too much."""
 LOAD_WINDOW_S = 10.0
+DECAY_STEP_S = 0.01
+"""Moving means decay in steps of at least this: an exponential at every event would be most of the event's cost."""
 PREFILL_WINDOW_S = 2.0
 """The window of the moving mean of prefill work: a few prompts long, and short against a decode's life."""
 STALE_S = 0.05
@@ -111,7 +115,7 @@ class Instance:
         self.head_since = now
         """When the engine began with the first of the prefills."""
         self.head_span_s = 0.0
-        """How long that prefill takes in all."""
+        """How long that prefill takes in all; 0 where nobody has asked yet."""
         self.iteration_s = latency.iteration_s(0, 0, 0, 0)
         """The iteration of the decodes alone, as they are now."""
         self.steady_s = self.iteration_s
@@ -142,7 +146,7 @@ class Instance:
         self.tier_counts[request.tier.index] += 1
         self.empty_since = None
         if not self.prefills:
-            self._set_head(request, now)
+            self._set_head(now)
         self.prefills[request.id] = request
         self.prefill_share_now(now)
         self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
@@ -153,7 +157,7 @@ class Instance:
 
     def prefill_share_now(self, now: float) -> float:
         elapsed = now - self.prefill_share_at
-        if elapsed > 0.0:
+        if elapsed > DECAY_STEP_S:
             decay = exp(-elapsed / PREFILL_WINDOW_S)
             self.prefill_share *= decay
             self.late_share *= decay
@@ -172,15 +176,18 @@ class Instance:
             r.id: r for r in sorted(self.prefills.values(), key=lambda r: (not preempts and r is not begun, r.due))
         }
 
-    def _set_head(self, request: Request, now: float) -> None:
+    def _set_head(self, now: float) -> None:
         self.head_since = now
-        self.head_span_s = self.calibration * self.latency.prefill_s(
-            request.prompt_tokens,
-            0,
-            self.batch_tokens,
-            min(len(self.decodes), self.batch_tokens - 1),
-            self.kv_decode_tokens,
-        )
+        self.head_span_s = 0.0
+
+    def _head_span(self) -> float:
+        """How long the first of the prefills takes in all, as things were when it began; worked out when it is first asked for."""
+        if self.head_span_s <= 0.0:
+            request = next(iter(self.prefills.values()))
+            decodes = min(len(self.decodes), self.batch_tokens - 1)
+            span = self.latency.prefill_s(request.prompt_tokens, 0, self.batch_tokens, decodes, self.kv_decode_tokens)
+            self.head_span_s = self.calibration * span
+        return self.head_span_s
 
     def began_to_decode(self, request: Request, now: float) -> None:
         """Its first token came, or must have (a request that does not stream shows none)."""
@@ -198,7 +205,7 @@ class Instance:
         del self.prefills[request.id]
         self.prefill_ended_at = now
         if was_head and self.prefills:
-            self._set_head(next(iter(self.prefills.values())), now)
+            self._set_head(now)
 
     def release(self, request: Request, now: float) -> None:
         """Forget a request, at whatever stage it is."""
@@ -224,10 +231,18 @@ class Instance:
 
     def head_progress(self, now: float) -> float:
         """Share of the first prefill that is done, believed; never quite all of it before its token has come."""
-        if self.head_span_s <= 0.0:
+        elapsed = now - self.head_since
+        if elapsed <= 0.0 or not self.prefills:
             return 0.0
-        done = (now - self.head_since) / self.head_span_s
+        done = elapsed / self._head_span()
         return done if done < 0.95 else 0.95
+
+    def calibrate_by_prefill(self, request: Request, now: float) -> None:
+        """Its first token has come. If it was alone and took long enough to tell, its span says how fast the instance is."""
+        if len(self.prefills) == 1 and self.head_since == request.placed_at:
+            span = self._head_span()
+            if span > PREFILL_ITERATIONS_LEAST * self.iteration_s:
+                self.calibrate(now - request.placed_at - 0.5 * self.iteration_s, span / self.calibration)
 
     def refresh(self, now: float, at_boundary: bool = False) -> None:
         """Bring the belief up to date: deadlines, iteration time, load. O(requests here); once an iteration, not once a token.
@@ -279,7 +294,7 @@ class Instance:
         """Share of its time that the admitted work needs to stay on its deadlines: the decodes' share, and the steepest of the
         prefills' demands (work due by a deadline over the time until it), or what prefills have needed of late if that is more."""
         elapsed = now - self.load_mean_at
-        if elapsed > 0.0:
+        if elapsed > DECAY_STEP_S:
             self.load_mean += (1.0 - exp(-elapsed / LOAD_WINDOW_S)) * (self.load - self.load_mean)
             self.load_mean_at = now
         steepest = self.prefill_share_now(now)

@@ -13,10 +13,11 @@ from multislo_router.core.invariants import check
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.pending import Pending
 from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, least_harm, nearly, offered
+from multislo_router.core.report import status_of
 from multislo_router.core.request import Request, Stage
 from multislo_router.core.room import room_for_late
-from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
-from multislo_router.core.tier import Tier, work_s
+from multislo_router.core.status import CoreStatus
+from multislo_router.core.tier import Tier
 
 ATTEMPTS_MAX = 2
 """Placements of one request: the first, and one more where an engine failed before it said anything."""
@@ -41,7 +42,9 @@ class RouterCore:
         """`place_by` replaces the manifest's placement: rivals to compare with run on the very same state."""
         self.config = config
         ordered = sorted(config.tiers, key=lambda tier: tier.tpot_s)
-        self.tiers = [Tier(tier, index) for index, tier in enumerate(ordered)]
+        self.tiers = [
+            Tier(tier, index, config.latency, config.engine.kv_tokens_max) for index, tier in enumerate(ordered)
+        ]
         self.tier_by_name = {tier.name: tier for tier in self.tiers}
         if config.default_tier not in self.tier_by_name:
             raise ValueError(f"default_tier {config.default_tier!r} must be one of {sorted(self.tier_by_name)}")
@@ -105,7 +108,7 @@ class RouterCore:
         latency = self.config.latency
         request.attention_s = latency.attention_s(request.prompt_tokens, 0)
         request.prefill_work_s = request.prompt_tokens * latency.gemm_per_token_s + request.attention_s
-        tier.saw_arrival(now, work_s(latency, request, self.config.engine.kv_tokens_max))
+        tier.saw_arrival(now, tier.work_s(request))
         if self.pending.count >= self.config.pending_max:
             reason = f"{self.pending.count} requests are held already"
             return [self._refuse(request, d.Cause.QUEUE_FULL, now, reason)]
@@ -204,9 +207,10 @@ class RouterCore:
         first = request.tokens == 0
         if first:
             self._first_token(request, instance, now)
-        met = _met(request, count, now)
-        request.tokens_met += met
-        if met < count:
+        if now <= request.due + request.tokens * request.tpot_s:
+            request.tokens_met += count
+        else:
+            request.tokens_met += _met(request, count, now)
             request.lost = True
         request.tokens += count
         request.last_token_at = now
@@ -227,11 +231,7 @@ class RouterCore:
         request.tier.ttft.observe(now - request.arrived)
         request.tier.ttft_error.observe(now - request.ttft_predicted_at)
         if request.stage is Stage.PREFILL:
-            span = instance.head_span_s
-            alone = len(instance.prefills) == 1 and instance.head_since == request.placed_at
-            if alone and span > 3.0 * instance.iteration_s:
-                measured = now - request.placed_at - 0.5 * instance.iteration_s
-                instance.calibrate(measured, span / instance.calibration)
+            instance.calibrate_by_prefill(request, now)
             instance.began_to_decode(request, now)
 
     def _request_ended(self, event: e.RequestEnded) -> Sequence[d.Decision]:
@@ -343,7 +343,9 @@ class RouterCore:
 
     def _last_call(self, request: Request, now: float) -> d.Decision | None:
         """Its deadline is about to be lost: one tolerant try, then what its tier says about overload."""
-        request.avoid = None  # where there is no other, the one that failed it may serve it: else it would wait for ever
+        request.avoid = (
+            None  # where there is no other, the one that failed it may serve it: else it would wait for ever
+        )
         tolerance = TOLERANCE * (request.due - request.arrived)
         choice = nearly(self.homes, request, now, tolerance)
         if choice is not None:
@@ -396,7 +398,9 @@ class RouterCore:
             if instance is not None:
                 self._unlist(instance)
             if instance is None or instance.spec.epoch != spec.epoch:
-                instance = Instance(spec, tier, self._tpots, self.config.latency, self.config.engine, now, self._touched)
+                instance = Instance(
+                    spec, tier, self._tpots, self.config.latency, self.config.engine, now, self._touched
+                )
                 self.instances[spec.id] = instance
             instance.spec = spec
             instance.tier = tier
@@ -431,35 +435,10 @@ class RouterCore:
 
     def status(self, now: float) -> CoreStatus:
         """Everything that /fleet and /metrics show. O(fleet); for a scrape, not for a decision."""
-        oldest: dict[str, float] = {}
-        for request in self.pending:
-            name = request.tier.name
-            oldest[name] = min(oldest.get(name, request.arrived), request.arrived)
-        return CoreStatus(
-            tiers=[_tier_status(tier, now, now - oldest.get(tier.name, now)) for tier in self.tiers],
-            instances=[self._instance_status(instance, now) for instance in self.instances.values()],
-            fleet_generation=self.fleet_generation,
-        )
-
-    def _instance_status(self, instance: Instance, now: float) -> InstanceStatus:
-        instance.refresh(now)
-        self._reindex(instance)
-        return InstanceStatus(
-            id=instance.id,
-            tier=instance.spec.tier,
-            state="failed" if instance.failed else instance.spec.state.value,
-            load=instance.load,
-            load_mean=instance.load_mean,
-            requests=instance.requests,
-            prefills=len(instance.prefills),
-            decodes=len(instance.decodes),
-            kv_tokens=instance.kv_decode_tokens + sum(r.prompt_tokens for r in instance.prefills.values()),
-            kv_tokens_reported=instance.kv_reported,
-            kv_tokens_max=instance.limits.kv_tokens_max,
-            iteration_predicted_s=instance.iteration_s,
-            calibration=instance.calibration,
-            empty_s=0.0 if instance.empty_since is None else now - instance.empty_since,
-        )
+        for instance in self.instances.values():
+            instance.refresh(now)
+            self._reindex(instance)
+        return status_of(self.tiers, self.instances.values(), self.pending, self.fleet_generation, now)
 
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold. For tests and the simulator: O(everything)."""
@@ -475,33 +454,3 @@ def _met(request: Request, count: int, now: float, together: bool = False) -> in
         return 0
     late = ceil((now - due) / request.tpot_s)
     return count - late if late < count else 0
-
-
-def _tier_status(tier: Tier, now: float, pending_oldest_s: float) -> TierStatus:
-    arrival_rate, work_rate, trend = tier.rates(now)
-    return TierStatus(
-        name=tier.name,
-        ttft_s=tier.ttft_s,
-        tpot_s=tier.tpot_s,
-        pending=tier.pending,
-        pending_oldest_s=pending_oldest_s,
-        in_flight=tier.in_flight,
-        arrival_rate=arrival_rate,
-        work_rate=work_rate,
-        work_rate_trend=trend,
-        requests_met=tier.requests_met,
-        requests_missed=tier.requests_missed,
-        tokens_met=tier.tokens_met,
-        tokens_missed=tier.tokens_missed,
-        arrived=tier.arrived,
-        held=tier.held,
-        outcomes=dict(tier.outcomes),
-        placements=dict(tier.placements),
-        refusals=dict(tier.refusals),
-        ttft=tier.ttft,
-        tpot=tier.tpot,
-        queue=tier.queue,
-        ttft_error=tier.ttft_error,
-        tpot_error=tier.tpot_error,
-        recent=tier.recent(now),
-    )

@@ -42,12 +42,12 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
     (lazy promotion), then the warm pool; where nobody keeps the reserve, as `spread`."""
     home = request.tier.index
     own = homes.tiers[home].fullest(PACK_LOAD, OWN_CANDIDATES)
-    choice = _first_with_room(_below(own, request, PACK_LOAD), request, now)
+    choice = _first_with_room(_below(own, request, PACK_LOAD, now), request, now)
     if choice is not None:
         return choice
     for index in range(home - 1, -1, -1):
         tighter = homes.tiers[index].fullest(PACK_LOAD, OTHER_CANDIDATES)
-        choice = _first_with_room(_below(tighter, request, PACK_LOAD), request, now)
+        choice = _first_with_room(_below(tighter, request, PACK_LOAD, now), request, now)
         if choice is not None:
             return choice
     choice = _first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
@@ -61,17 +61,17 @@ def spread(homes: Homes, request: Request, now: float) -> Choice | None:
     for index, ladder in enumerate(homes.tiers):
         bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == home else (0.0, OTHER_CANDIDATES)
         for instance in ladder.emptiest(most):
-            load = load_with(instance, request)
+            load = load_with(instance, request, now)
             if load <= LOAD_MAX:
                 candidates.append((load - bonus, len(candidates), instance))
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
-        candidates.append((load_with(instance, request), len(candidates), instance))
+        candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
     return _first_with_room([instance for _, _, instance in candidates[:ROOMS_MAX]], request, now)
 
 
-def _below(instances: list[Instance], request: Request, load_max: float) -> list[Instance]:
-    return [instance for instance in instances if load_with(instance, request) <= load_max]
+def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:
+    return [instance for instance in instances if load_with(instance, request, now) <= load_max]
 
 
 def _first_with_room(instances: list[Instance], request: Request, now: float) -> Choice | None:
@@ -84,7 +84,7 @@ def _first_with_room(instances: list[Instance], request: Request, now: float) ->
 
 def offered(instance: Instance, request: Request, now: float) -> Choice | None:
     """Whether a held request takes the room that an instance has just got."""
-    if load_with(instance, request) > LOAD_MAX:
+    if load_with(instance, request, now) > LOAD_MAX:
         return None
     return _first_with_room([instance], request, now)
 

@@ -12,17 +12,20 @@ from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
 from multislo_router.core.request import Request
 
-LOAD_MAX = 1.0
-"""Sustained load that an instance may reach: its tightest TPOT is then just kept while prefills come as they have of late."""
+LOAD_MAX = 1.1
+"""Sustained load that an instance may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
+is what the moving mean errs by (at 1.0 long prompts wait for room that is there, at 1.4 the tightest tier pays)."""
+OWN_SHARE_MAX = 0.25
+"""What one prompt adds to that at most: whether a very long one fits, the room test tells better than a moving mean."""
 DRAIN_SAFETY = 1.1
 """The time until the prefills are through is believed to be this much longer, for those that decode meanwhile."""
 KV_SHARE = 0.97
 """Share of the KV cache that admissions may fill: blocks are not packed perfectly."""
-BACKLOG_MAX_S = 0.2
+BACKLOG_MAX_S = 0.7
 """Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere."""
 LATE_LOAD_MAX = 0.8
 """Lost requests fill an instance up to this load only: filled to the brim it would make the next ones late too, and so on for ever."""
-LATE_SHARE = 0.05
+LATE_SHARE = 0.02
 """Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
 LATE_TPOT_S = 1.0
 """The pace that is still owed to a lost request."""
@@ -54,7 +57,7 @@ class Room:
         return self.own_s if self.own_s < self.harm_s else self.harm_s
 
 
-def load_with(instance: Instance, request: Request) -> float:
+def load_with(instance: Instance, request: Request, now: float) -> float:
     """The sustained load of an instance with the request on it: the share of the tightest TPOT that a decode iteration takes, and the
     share of time that prefills take. Cheap: the placements rank by it before they ask for room."""
     tightest = LATE_TPOT_S if request.lost else request.tpot_s
@@ -63,7 +66,8 @@ def load_with(instance: Instance, request: Request) -> float:
     if not instance.prefills and not instance.decodes:
         # Idle: nobody's share is taken, however long the prompt (one may be more than the window) and whatever went before.
         return instance.steady_s / tightest
-    prefills = instance.prefill_share + request.prefill_work_s / PREFILL_WINDOW_S
+    own = request.prefill_work_s / PREFILL_WINDOW_S
+    prefills = instance.prefill_share_now(now) + (own if own < OWN_SHARE_MAX else OWN_SHARE_MAX)
     return instance.steady_s / tightest + instance.calibration * prefills
 
 
@@ -99,7 +103,7 @@ def room_for_late(instance: Instance, request: Request, now: float) -> Room | No
     found = room(instance, request, now)
     if found is None:
         return None
-    if found.harm_s >= 0.0 and load_with(instance, request) <= LATE_LOAD_MAX:
+    if found.harm_s >= 0.0 and load_with(instance, request, now) <= LATE_LOAD_MAX:
         return found
     return found if instance.late_share_now(now) < LATE_SHARE else None
 
@@ -218,8 +222,10 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
         until = other.due - now
         margin = until - wait_s - factor * need
         if other is request:
-            own = margin
-            own_at = until - margin
+            # Alone it takes an iteration's fixed cost too, and the weights' reading where it is short.
+            alone_s = wait_s + factor * (latency.tokens_s(min(request.prompt_tokens, CHUNK_MAX)) + request.attention_s)
+            own = min(margin, until - alone_s)
+            own_at = until - own
         elif not other.lost and margin < harm:
             harm = margin
     return Room(instance, own, harm, now + own_at, steady_s)

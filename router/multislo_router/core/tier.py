@@ -15,6 +15,8 @@ OUTPUT_TOKENS_PRIOR = 200.0
 OUTPUT_TOKENS_WEIGHT = 0.02
 RATE_WINDOW_S = 10.0
 TREND_WINDOW_S = 30.0
+DECAY_STEP_S = 0.02
+"""The means decay in steps of at least this."""
 RECENT_S = 60.0
 RECENT_MAX = 4096
 """Finished requests remembered for the last minute's quantiles: a bound on memory, not on traffic."""
@@ -28,7 +30,7 @@ _ERROR_EDGES = (-1.0, -0.5, -0.25, -0.1, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.2
 class Tier:
     """Every instance and request points at one; `index` is its place from the tightest TPOT (0) to the loosest."""
 
-    def __init__(self, config: TierConfig, index: int, now: float = 0.0) -> None:
+    def __init__(self, config: TierConfig, index: int, latency: LatencyModel, kv_tokens_max: int) -> None:
         self.name = config.name
         self.config = config
         self.index = index
@@ -51,10 +53,15 @@ class Tier:
         self.queue = Histogram(tuple(edge * config.ttft_s for edge in _QUEUE_EDGES))
         self.ttft_error = Histogram(tuple(edge * config.ttft_s for edge in _ERROR_EDGES))
         self.tpot_error = Histogram(tuple(edge * config.tpot_s for edge in _ERROR_EDGES))
-        self._rate_at = now
+        self._rate_at = 0.0
         self._arrivals = 0.0
         self._work = 0.0
         self._work_slow = 0.0
+        # At capacity iterations are as full as the tier's budget lets them be; what they cost beyond their tokens is shared by these.
+        batch = config.batch_tokens
+        self._token_s = max(latency.gemm_per_token_s, latency.tokens_s(batch) / batch)
+        self._decode_s = latency.per_decode_s
+        self._kv_token_s = max(latency.per_kv_token_s, config.tpot_s / kv_tokens_max)
         self._recent: deque[tuple[float, bool, float | None, float | None]] = deque(maxlen=RECENT_MAX)
 
     def output_tokens_expected(self, output_tokens_max: int | None) -> int:
@@ -62,11 +69,19 @@ class Tier:
         expected = int(self.output_tokens_mean)
         return expected if output_tokens_max is None or output_tokens_max > expected else output_tokens_max
 
+    def work_s(self, request: Request) -> float:
+        """Seconds of one instance that a request will probably need: its tokens in full batches, its attention, and for each token of
+        its output the reading of its KV (or its part of the KV cache for the time of a token, where memory is shorter than time)."""
+        output_tokens = request.output_tokens_expected
+        kv_tokens = request.prompt_tokens + 0.5 * output_tokens
+        decode = output_tokens * (self._token_s + self._decode_s + self._kv_token_s * kv_tokens)
+        return request.prompt_tokens * self._token_s + request.attention_s + decode
+
     # -- rates ---------------------------------------------------------------------------------------------------------
 
     def _decay(self, now: float) -> None:
         elapsed = now - self._rate_at
-        if elapsed > 0.0:
+        if elapsed > DECAY_STEP_S:
             fast = exp(-elapsed / RATE_WINDOW_S)
             self._arrivals *= fast
             self._work *= fast
@@ -132,16 +147,6 @@ class Tier:
             tpot_p50_s=_quantile(tpot, 0.5),
             tpot_p99_s=_quantile(tpot, 0.99),
         )
-
-
-def work_s(latency: LatencyModel, request: Request, kv_tokens_max: int) -> float:
-    """Seconds of one instance that a request needs: its prefill at the full batch's price, and its decode as a share of the largest
-    batch that keeps its tier's TPOT."""
-    tpot_s = request.tier.tpot_s
-    output_tokens = request.output_tokens_expected
-    kv_each = request.prompt_tokens + 0.5 * output_tokens
-    batch = max(1, min(latency.decodes_max(tpot_s, kv_each), int(kv_tokens_max / kv_each)))
-    return request.prefill_work_s + output_tokens * tpot_s / batch
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:

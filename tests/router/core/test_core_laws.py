@@ -73,7 +73,7 @@ def test_a_ladder_is_a_list_sorted_by_load(steps, load_max):
 
 
 def held_request(id: int, ttft_s: float) -> Request:
-    return Request(id, Tier(TierConfig("chat", ttft_s, 0.05), 0), 0.0, ttft_s, 0.05, 100, None, True)
+    return Request(id, Tier(TierConfig("chat", ttft_s, 0.05), 0, LAW, 100_000), 0.0, ttft_s, 0.05, 100, None, True)
 
 
 @settings(FIXED, max_examples=300)

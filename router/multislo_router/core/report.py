@@ -1,0 +1,72 @@
+"""Copies the core's state out into a `CoreStatus`. Called by `RouterCore.status`; changes nothing."""
+
+from collections.abc import Iterable
+
+from multislo_router.core.instance import Instance
+from multislo_router.core.pending import Pending
+from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
+from multislo_router.core.tier import Tier
+
+
+def status_of(
+    tiers: Iterable[Tier], instances: Iterable[Instance], pending: Pending, fleet_generation: int, now: float
+) -> CoreStatus:
+    """The instances must have been refreshed at `now`."""
+    oldest: dict[str, float] = {}
+    for request in pending:
+        name = request.tier.name
+        oldest[name] = min(oldest.get(name, request.arrived), request.arrived)
+    return CoreStatus(
+        tiers=[_tier_status(tier, now, now - oldest.get(tier.name, now)) for tier in tiers],
+        instances=[_instance_status(instance, now) for instance in instances],
+        fleet_generation=fleet_generation,
+    )
+
+
+def _instance_status(instance: Instance, now: float) -> InstanceStatus:
+    return InstanceStatus(
+        id=instance.id,
+        tier=instance.spec.tier,
+        state="failed" if instance.failed else instance.spec.state.value,
+        load=instance.load,
+        load_mean=instance.load_mean,
+        requests=instance.requests,
+        prefills=len(instance.prefills),
+        decodes=len(instance.decodes),
+        kv_tokens=instance.kv_decode_tokens + sum(r.prompt_tokens for r in instance.prefills.values()),
+        kv_tokens_reported=instance.kv_reported,
+        kv_tokens_max=instance.limits.kv_tokens_max,
+        iteration_predicted_s=instance.iteration_s,
+        calibration=instance.calibration,
+        empty_s=0.0 if instance.empty_since is None else now - instance.empty_since,
+    )
+
+
+def _tier_status(tier: Tier, now: float, pending_oldest_s: float) -> TierStatus:
+    arrival_rate, work_rate, trend = tier.rates(now)
+    return TierStatus(
+        name=tier.name,
+        ttft_s=tier.ttft_s,
+        tpot_s=tier.tpot_s,
+        pending=tier.pending,
+        pending_oldest_s=pending_oldest_s,
+        in_flight=tier.in_flight,
+        arrival_rate=arrival_rate,
+        work_rate=work_rate,
+        work_rate_trend=trend,
+        requests_met=tier.requests_met,
+        requests_missed=tier.requests_missed,
+        tokens_met=tier.tokens_met,
+        tokens_missed=tier.tokens_missed,
+        arrived=tier.arrived,
+        held=tier.held,
+        outcomes=dict(tier.outcomes),
+        placements=dict(tier.placements),
+        refusals=dict(tier.refusals),
+        ttft=tier.ttft,
+        tpot=tier.tpot,
+        queue=tier.queue,
+        ttft_error=tier.ttft_error,
+        tpot_error=tier.tpot_error,
+        recent=tier.recent(now),
+    )
