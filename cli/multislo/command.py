@@ -14,6 +14,7 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
     "emulate": ("multislo_engine.cli", "emulate", "Serve an emulated vLLM engine."),
     "router": ("multislo_router.cli", "router", "Serve the router alone."),
     "profile": ("multislo_perf.cli", "profile", "Show and fit latency profiles."),
+    "simulate": ("multislo_sim.cli", "simulate", "What a placement attains on a simulated fleet."),
     "bench": ("multislo_bench.cli", "bench", "Measure the router's own cost."),
 }
 
