@@ -268,6 +268,14 @@ def run_with_progress(
 )
 @click.option("--peak", type=POSITIVE, default=32.0, show_default=True, help="Requests a second at the peak.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=7, show_default=True)
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Azure CSV or Mooncake JSONL, by its own stamps, instead of the built-in curve.",
+)
+@click.option(
+    "--rate-factor", type=POSITIVE, default=1.0, show_default=True, help="How much denser the trace is played."
+)
 @click.option("--rival", type=click.Choice(["round_robin", "least_requests"]), default="round_robin", show_default=True)
 @click.option(
     "--out",
@@ -276,7 +284,17 @@ def run_with_progress(
     show_default=True,
     help="Folder for report.json, demo.png and logs.",
 )
-def demo(manifest_path: Path, duration_s: float, low: float, peak: float, seed: int, rival: str, out: Path) -> None:
+def demo(
+    manifest_path: Path,
+    duration_s: float,
+    low: float,
+    peak: float,
+    seed: int,
+    trace: Path | None,
+    rate_factor: float,
+    rival: str,
+    out: Path,
+) -> None:
     """One fleet under a load that rises and falls; then the same requests under round robin on as many instances.
 
     Starts `multislo up` with emulated engines on this machine, replays a built-in workload shaped to a public trace, and prints
@@ -286,12 +304,16 @@ def demo(manifest_path: Path, duration_s: float, low: float, peak: float, seed: 
     from multislo_bench import demo as story_of
     from multislo_bench.demo_view import print_demo, save_picture
     from multislo_bench.processes import CannotMeasure
+    from multislo_sim.workloads.traces import TraceInvalid
 
     err = Console(stderr=True)
     began = perf_counter()
     manifest = manifest_at(manifest_path)
-    story = story_of.Story(duration_s, low, peak, seed)
-    requests = story_of.requests_of(story, manifest, story_of.profile_for(manifest))
+    story = story_of.Story(duration_s, low, peak, seed, trace, rate_factor)
+    try:
+        requests = story_of.requests_of(story, manifest, story_of.profile_for(manifest))
+    except TraceInvalid as error:
+        raise click.UsageError(f"--trace: {error}") from error
     model = manifest.spec.model.served_names[0]
     out.mkdir(parents=True, exist_ok=True)
 
@@ -306,7 +328,8 @@ def demo(manifest_path: Path, duration_s: float, low: float, peak: float, seed: 
         return runs[0]
 
     try:
-        err.print(f"{len(requests)} requests over {duration_s:g} s, {low:g} to {peak:g} a second; starting the fleet")
+        load = f"{trace.name}, {rate_factor:g} times as dense" if trace else f"{low:g} to {peak:g} a second"
+        err.print(f"{len(requests)} requests over {duration_s:g} s, {load}; starting the fleet", highlight=False)
         with story_of.our_fleet(manifest_path, manifest, out) as (url, admin):
             ready_s = perf_counter() - began
             err.print(f"ready after {ready_s:.1f} s; live page: {admin}/", style="bold", highlight=False)

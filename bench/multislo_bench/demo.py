@@ -22,9 +22,10 @@ from multislo_perf.profile import Profile
 from multislo_perf.sizing import batch_tokens
 from multislo_router.from_manifest import profile_of
 from multislo_sim.workloads.arrivals import rise_and_fall
-from multislo_sim.workloads.build import built_in
+from multislo_sim.workloads.build import built_in, from_trace
 from multislo_sim.workloads.request import Request, with_lengths_at_most
 from multislo_sim.workloads.tiers import TierShare, idle_can_meet, with_tiers
+from multislo_sim.workloads.traces import read_trace
 
 # PolyServe's shares (arXiv 2507.17769), from the tightest tier to the loosest; another number of tiers shares alike.
 SHARES = (0.1, 0.2, 0.3, 0.4)
@@ -44,6 +45,9 @@ class Story:
     low: float
     peak: float
     seed: int
+    trace: Path | None = None
+    """Replayed by its own stamps instead of the built-in workload along the curve."""
+    rate_factor: float = 1.0
 
 
 @dataclass(slots=True)
@@ -59,11 +63,15 @@ class Run:
 
 
 def requests_of(story: Story, manifest: MultiSLOServing, profile: Profile) -> list[Request]:
-    """The built-in workload along the curve. A prompt that an idle instance of its tier could not serve in time is the next looser
+    """The built-in workload along the curve, or a trace by its own stamps. A prompt that an idle instance of its tier could not serve in time is the next looser
     tier's: nobody could attain it."""
-    curve = rise_and_fall(story.low, story.peak, story.duration_s)
+    if story.trace is None:
+        curve = rise_and_fall(story.low, story.peak, story.duration_s)
+        arriving = built_in("azure-like", story.duration_s, story.seed, curve=curve)
+    else:
+        arriving = from_trace(read_trace(story.trace), story.duration_s, story.seed, story.rate_factor)
     longest = manifest.spec.model.max_length or profile.kv_tokens_max
-    requests, _ = with_lengths_at_most(built_in("azure-like", story.duration_s, story.seed, curve=curve), longest)
+    requests, _ = with_lengths_at_most(arriving, longest)
     ordered = sorted(manifest.spec.tiers, key=lambda tier: tier.slo.tpot_s)
     shares = SHARES if len(ordered) == len(SHARES) else (1.0,) * len(ordered)
     tiers = [
