@@ -63,8 +63,10 @@ class Run:
 
 
 def requests_of(story: Story, manifest: MultiSLOServing, profile: Profile) -> list[Request]:
-    """The built-in workload along the curve, or a trace by its own stamps. A prompt that an idle instance of its tier could not serve in time is the next looser
-    tier's: nobody could attain it."""
+    """The built-in workload along the curve, or a trace by its own stamps.
+
+    A prompt that an idle instance of its tier could not serve in time is the next looser tier's: nobody could attain it.
+    """
     if story.trace is None:
         curve = rise_and_fall(story.low, story.peak, story.duration_s)
         arriving = built_in("azure-like", story.duration_s, story.seed, curve=curve)
