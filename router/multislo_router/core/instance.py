@@ -19,7 +19,7 @@ DECAY_STEP_S = 0.01
 """Moving means decay in steps of at least this: an exponential at every event would be most of the event's cost."""
 PREFILL_WINDOW_S = 2.0
 """The window of the moving mean of prefill work: a few prompts long, and short against a decode's life."""
-STALE_S = 0.05
+STALE_S = 0.1
 """A belief older than this is brought up to date before it is used (where no token has come to do it)."""
 LEAST_WINDOW_S = 0.02
 """A deadline nearer than this counts as this near in a load: a share of nothing says nothing."""

@@ -67,7 +67,10 @@ def load_with(instance: Instance, request: Request, now: float) -> float:
         # Idle: nobody's share is taken, however long the prompt (one may be more than the window) and whatever went before.
         return instance.steady_s / tightest
     own = request.prefill_work_s / PREFILL_WINDOW_S
-    prefills = instance.prefill_share_now(now) + (own if own < OWN_SHARE_MAX else OWN_SHARE_MAX)
+    if own > OWN_SHARE_MAX:
+        own = OWN_SHARE_MAX
+    fresh = now - instance.prefill_share_at <= STALE_S
+    prefills = own + (instance.prefill_share if fresh else instance.prefill_share_now(now))
     return instance.steady_s / tightest + instance.calibration * prefills
 
 
