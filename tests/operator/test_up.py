@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 from urllib.request import Request, urlopen
 
@@ -51,19 +52,21 @@ def a_request(tokens: int, stream: bool = False, words: int = 5) -> dict[str, An
 
 
 def test_up_serves_a_request_and_ctrl_c_leaves_nothing_behind(up: Up, manifest: Manifest, patience: Wait) -> None:
+    began = monotonic()
     fleet = up(manifest)
     fleet.ready()
     answer = fleet.call("OpenAI API", "/v1/completions", a_request(5))
     assert answer["usage"]["completion_tokens"] == 5
     fleet.interrupt()
     assert fleet.exit_code() == 0
+    lasted_s = monotonic() - began
     assert fleet.left() == {}
     logs = fleet.folder / "logs"
     assert {"router.log", "engine-1.log", FILE_NAME} <= {file.name for file in logs.iterdir()}
     (start,) = fleet.events("start")
     assert start["tier"] == "realtime"
     assert start["reason"]
-    assert 1.0 < instance_seconds(logs / FILE_NAME) < 300.0
+    assert 0.0 < instance_seconds(logs / FILE_NAME) <= lasted_s  # of one instance
 
 
 def test_a_killed_engine_is_started_again(up: Up, manifest: Manifest, patience: Wait) -> None:
