@@ -15,8 +15,8 @@ from multislo_operator.decide.plan import Hold, HoldCause, Start
 from multislo_operator.local.child import back_off_s
 from multislo_operator.local.engines import engine_start, flag_value
 from multislo_operator.local.journal import Journal, fleet_samples, instance_seconds
-from multislo_operator.local.observe import fleet_observed, fleet_spec
 from multislo_operator.local.ports import ENGINE_PORTS, Ports
+from multislo_operator.observe import fleet_observed, fleet_spec
 from multislo_perf.profile import load_profile
 
 PROFILE = load_profile("llama-3.1-8b-h200-tp1")

@@ -24,8 +24,8 @@ from multislo_operator.local.child import Child, Guarding
 from multislo_operator.local.engines import EngineStart, multislo
 from multislo_operator.local.fleet import LocalFleet, within
 from multislo_operator.local.journal import Journal
-from multislo_operator.local.observe import fleet_observed, fleet_spec
 from multislo_operator.local.router import AdminClient, AnotherRouter, RouterEnded, RouterProcess, RouterUnreachable
+from multislo_operator.observe import fleet_observed, fleet_spec
 from multislo_perf.profile import Profile
 
 LOOK_S = 1.0

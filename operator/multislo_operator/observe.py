@@ -1,5 +1,5 @@
-"""From the outside's documents to what `decide` is told: the manifest to a FleetSpec, the router's snapshot and the processes' states
-to a FleetObserved. Called by `up` once a second."""
+"""From the outside's documents to what `decide` is told: the manifest to a FleetSpec, the router's snapshot and the instances' states
+to a FleetObserved. Called once a second by whoever carries plans out: `local` with processes, `kubernetes` with pods."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
