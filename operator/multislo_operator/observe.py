@@ -16,7 +16,7 @@ from multislo_operator.decide.fleet import (
     TierObserved,
     TierSpec,
 )
-from multislo_operator.local.engines import flag_value, startup_s
+from multislo_operator.engine_flags import BATCH_TOKENS, flag_value, startup_s
 from multislo_perf.profile import Profile
 from multislo_perf.sizing import batch_tokens
 
@@ -50,7 +50,7 @@ def fleet_spec(
     floor = floors(scaling.schedule, at)
     # An engine that plans by deadlines shapes its batches for any tier.
     shapes_itself = spec.engine.scheduler == "SLOAware"
-    own = flag_value(spec.engine.args, "--max-num-batched-tokens")
+    own = flag_value(spec.engine.args, BATCH_TOKENS)
     tiers = tuple(
         TierSpec(
             name=tier.name,

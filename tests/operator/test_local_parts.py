@@ -12,8 +12,9 @@ from multislo_api.fleet import FleetSnapshot, InstanceView
 from multislo_api.manifest import MultiSLOServing, manifest_from
 from multislo_operator.decide.fleet import InstanceState
 from multislo_operator.decide.plan import Hold, HoldCause, Start
+from multislo_operator.engine_flags import flag_value
 from multislo_operator.local.child import back_off_s
-from multislo_operator.local.engines import engine_start, flag_value
+from multislo_operator.local.engines import engine_start
 from multislo_operator.local.journal import Journal, fleet_samples, instance_seconds
 from multislo_operator.local.ports import ENGINE_PORTS, Ports
 from multislo_operator.observe import fleet_observed, fleet_spec

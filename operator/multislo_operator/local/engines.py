@@ -1,20 +1,16 @@
-"""The command line of an engine on one machine: vLLM's flags from the tier and the profile, the user's own last. Called by `fleet`."""
+"""The command line of an engine on one machine. Called by `fleet`; the flags are those of `multislo_operator.engine_flags`."""
 
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from multislo_api.manifest import MultiSLOServing, ProfileFile
+from multislo_operator.engine_flags import batch_tokens_of, emulate_args, vllm_args
 from multislo_perf.profile import Profile
-from multislo_perf.sizing import batch_tokens
 
-WARM_BATCH_TOKENS = 1024
-"""Of an instance that is started for the warm pool: any tier may get it."""
 SHUTDOWN_TIMEOUT_S = 5
 """Between SIGTERM and the abort of what is still running. An instance that is stopped has been drained before."""
-EMULATED_SCHEDULERS = {"Stock": "fcfs", "Priority": "priority", "SLOAware": "slo-aware"}
 
 
 class NotHere(Exception):
@@ -59,64 +55,14 @@ def engine_start(
 ) -> EngineStart:
     """The command for an instance of `tier` (None: the warm pool) on a port of the loopback."""
     spec = manifest.spec
-    tpot_s = next((t.slo.tpot_s for t in spec.tiers if t.name == tier), None)
-    wanted = WARM_BATCH_TOKENS if tpot_s is None else batch_tokens(profile.latency, tpot_s)
-    given = flag_value(spec.engine.args, "--max-num-batched-tokens")
-    shared = [
-        *("--port", str(port), "--host", "127.0.0.1"),
-        *("--max-num-batched-tokens", str(wanted)),
-        *("--shutdown-timeout", str(SHUTDOWN_TIMEOUT_S)),
-    ]
-    if spec.model.max_length is not None:
-        shared += ["--max-model-len", str(spec.model.max_length)]
-    head = _emulated(manifest, profile, seed, parent_pid) if spec.engine.type == "Emulated" else _vllm(manifest)
-    return EngineStart((*head, *shared, *spec.engine.args), given or wanted)
-
-
-def _emulated(manifest: MultiSLOServing, profile: Profile, seed: int, parent_pid: int) -> list[str]:
-    spec = manifest.spec
-    emulation = spec.engine.emulation
-    named = spec.profile.file if isinstance(spec.profile, ProfileFile) else profile.name
-    names = [part for name in spec.model.served_names for part in ("--served-name", name)]
-    return [
-        *multislo(),
-        "emulate",
-        *("--profile", named, "--model", spec.model.name, *names),
-        *("--scheduler", EMULATED_SCHEDULERS[spec.engine.scheduler]),
-        *("--slow-down", repr(emulation.slow_down), "--jitter", repr(emulation.jitter), "--seed", str(seed)),
-        *("--startup", repr(startup_s(manifest, profile)), "--parent-pid", str(parent_pid)),
-    ]
-
-
-def _vllm(manifest: MultiSLOServing) -> list[str]:
-    spec = manifest.spec
-    # "priority" only where asked for: stock vLLM refuses a priority that is not 0 otherwise.
-    policy = ["--scheduling-policy", "priority"] if spec.engine.scheduler == "Priority" else []
-    tensor_parallel = spec.engine.accelerator.per_instance
-    parallel = ["--tensor-parallel-size", str(tensor_parallel)] if tensor_parallel > 1 else []
-    head = (
-        [*spec.engine.command, "--model", spec.model.name]
-        if spec.engine.command
-        else ["vllm", "serve", spec.model.name]
-    )
-    return [*head, "--served-model-name", *spec.model.served_names, *policy, *parallel]
-
-
-def startup_s(manifest: MultiSLOServing, profile: Profile) -> float:
-    """From the start of a process to its readiness, as far as is known before."""
-    engine = manifest.spec.engine
-    if engine.type == "Emulated" and engine.emulation.startup_s is not None:
-        return engine.emulation.startup_s
-    return profile.startup_s
-
-
-def flag_value(args: Sequence[str], name: str) -> int | None:
-    """The last value of a numeric flag, written `--flag N` or `--flag=N`; None where it is absent or no number."""
-    found = None
-    for index, arg in enumerate(args):
-        flag, _, text = arg.partition("=")
-        if arg == name and index + 1 < len(args):
-            text = args[index + 1]
-        if flag == name and text.isascii() and text.isdigit() and int(text) > 0:
-            found = int(text)
-    return found
+    listening = {"--port": str(port), "--host": "127.0.0.1", "--shutdown-timeout": str(SHUTDOWN_TIMEOUT_S)}
+    command: tuple[str, ...]
+    if spec.engine.type == "Emulated":
+        named = spec.profile.file if isinstance(spec.profile, ProfileFile) else profile.name
+        listening["--parent-pid"] = str(parent_pid)
+        command = (*multislo(), "emulate", *emulate_args(manifest, profile, tier, seed, named, listening))
+    else:
+        own = spec.engine.command
+        head = [*own, "--model", spec.model.name] if own else ["vllm", "serve", spec.model.name]
+        command = (*head, *vllm_args(manifest, profile, tier, listening))
+    return EngineStart(command, batch_tokens_of(manifest, profile, tier))
