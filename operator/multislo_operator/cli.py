@@ -17,9 +17,9 @@ from rich.live import Live
 from multislo_api.cli import WrongManifest, manifest_at
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing, ProfileConfigMap, ProfileFile
+from multislo_operator.admin_client import AdminClient, RouterUnreachable
 from multislo_operator.local.engines import NotHere, check_startable
 from multislo_operator.local.ports import ROUTER_PORTS, Ports, refusal
-from multislo_operator.local.router import AdminClient, RouterUnreachable
 from multislo_operator.local.top import frame
 from multislo_operator.local.up import Up, UpSettings
 from multislo_perf.profile import Profile, ProfileInvalid, load_profile

@@ -18,13 +18,14 @@ import aiohttp
 
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing
+from multislo_operator.admin_client import AdminClient, AnotherRouter, RouterUnreachable
 from multislo_operator.decide.need import Memory
 from multislo_operator.decide.scale import decide
 from multislo_operator.local.child import Child, Guarding
 from multislo_operator.local.engines import EngineStart, multislo
 from multislo_operator.local.fleet import LocalFleet, within
 from multislo_operator.local.journal import Journal
-from multislo_operator.local.router import AdminClient, AnotherRouter, RouterEnded, RouterProcess, RouterUnreachable
+from multislo_operator.local.router import RouterEnded, RouterProcess
 from multislo_operator.observe import fleet_observed, fleet_spec
 from multislo_perf.profile import Profile
 
