@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from multislo_api.cel import duration_rule
+
 _UNITS_MS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _TERM = r"[0-9]{1,5}(\.[0-9]{1,3})?(h|m|s|ms)"
 PATTERN = f"^({_TERM}){{1,4}}$"
@@ -79,4 +81,6 @@ class Duration:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "pattern": PATTERN, "maxLength": LENGTH_MAX}
+        least, most = format_duration(self.least_s), format_duration(self.most_s)
+        rule = duration_rule(least=least, most=most, above=self.above, bounds=self.bounds)
+        return {"type": "string", "pattern": PATTERN, "maxLength": LENGTH_MAX, "x-kubernetes-validations": [rule]}

@@ -55,6 +55,26 @@ def _timezone(text: str) -> str:
     return text
 
 
+def _cron_field(number: str, names: str = "", others: str = "") -> str:
+    value = f"(0*({number}){f'|{names}' if names else ''})"
+    item = f"({others}(\\*|{value}(-{value})?)(/0*[1-9][0-9]*)?)"
+    return f"{item}(,{item})*"
+
+
+_DAYS, _MONTHS = "SUN|MON|TUE|WED|THU|FRI|SAT", "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
+_CRON = r"^(?i)\s*{}\s*$".format(
+    r"\s+".join(
+        [
+            _cron_field("[0-5]?[0-9]"),
+            _cron_field("1?[0-9]|2[0-3]"),
+            _cron_field("[1-9]|[12][0-9]|3[01]", others="LW?|"),
+            _cron_field("[1-9]|1[0-2]", _MONTHS),
+            _cron_field("[0-7]", _DAYS, others=f"(0*[0-7]|{_DAYS})#0*[1-5]|0*[0-7]L|"),
+        ]
+    )
+)
+"""For an API server, which has no cron reader: all that `_cron` takes and little else ("5-1" and "30 February")."""
+
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=_LABEL), _label(40)]
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL), _label(63)]
 # 40 + "-" + 22 is 63: NAME-TIER is a label value and a pod name's beginning.
@@ -114,6 +134,7 @@ class Model(Part):
         default_factory=lambda valid: [valid["name"]],
         min_length=1,
         max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
         description='Names that clients may give as "model", each once. Default: the model\'s own name alone.',
     )
     max_length: int | None = Field(
@@ -317,7 +338,10 @@ class ScheduleEntry(Part):
         Field(min_length=1, max_length=100),
         AfterValidator(_cron),
         Legal("a cron expression of five fields: minute, hour, day of month, month, day of week"),
-    ] = Field(description="When the floor begins: five fields (minute, hour, day of month, month, day of week).")
+    ] = Field(
+        description="When the floor begins: five fields (minute, hour, day of month, month, day of week).",
+        json_schema_extra={"pattern": _CRON},
+    )
     duration_s: Annotated[float, Duration(most_s=7 * 86_400, least_s=60)] = Field(
         alias="duration", description="How long the floor holds after each beginning, a duration."
     )
@@ -400,6 +424,7 @@ class Spec(Part):
     tiers: list[Tier] = Field(
         min_length=1,
         max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         description="The SLO classes: unique names, unique tpot; their order is their priority.",
     )
     default_tier: TierName = Field(

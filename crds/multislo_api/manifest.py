@@ -4,7 +4,7 @@ problem in it. Called by every program that takes `-f manifest.yaml`.
 The fields themselves are in `multislo_api.kind`, what joins several of them in `multislo_api.rules`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
@@ -65,6 +65,7 @@ __all__ = [
     "WarmPool",
     "load_manifest",
     "manifest_from",
+    "manifest_from_object",
     "manifest_yaml",
     "parse_manifest",
     "problems_text",
@@ -121,6 +122,15 @@ def parse_manifest(text: str, source: str = "manifest") -> MultiSLOServing:
 def manifest_from(document: object, source: str = "manifest") -> MultiSLOServing:
     """The manifest in a parsed document, with the names of the YAML. Raises ManifestInvalid."""
     return _checked(document, [], source)
+
+
+def manifest_from_object(document: Mapping[str, Any]) -> MultiSLOServing:
+    """The manifest in an object from an API server: its spec under its name, without status, labels and annotations (a manifest that
+    goes on to the router must not change with them). Raises ManifestInvalid, also for what the CRD's rules cannot tell."""
+    metadata = document.get("metadata") or {}
+    name, namespace = metadata.get("name", ""), metadata.get("namespace", "default")
+    bare = {key: document[key] for key in ("apiVersion", "kind", "spec") if key in document}
+    return _checked(bare | {"metadata": {"name": name, "namespace": namespace}}, [], f"{namespace}/{name}")
 
 
 def manifest_yaml(manifest: MultiSLOServing) -> str:

@@ -22,7 +22,7 @@ cluster. `multislo check FILE` prints every mistake in it.
 
 Beyond its single fields, a manifest must keep these rules:
 
-- tiers have unique names, and no two of them the same `tpot`;
+- tiers have unique names, none of them `router` or `warm`, and no two of them the same `tpot`;
 - `min` is not over `max`, of a tier's instances and of the warm pool; a schedule's `min` is not over its tier's `max`;
 - `defaultTier` and a schedule's `tier` name a tier;
 - `scaling.acceleratorsMax` holds all minima, the warm pool's too, times `engine.accelerator.perInstance`;

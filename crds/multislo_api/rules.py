@@ -5,6 +5,7 @@ beside the field checks; a rule looks only at values that are legal by themselve
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from multislo_api.cel import RESERVED_TIERS
 from multislo_api.duration import parse_duration_s
 from multislo_api.fields import located
 from multislo_api.problems import Path, Problem, path_text, shown
@@ -58,6 +59,14 @@ def broken(document: object, wrong: set[Path]) -> list[Problem]:
 def _tier_names_are_unique(known: Known) -> Iterator[Problem]:
     paths: list[Path] = [("spec", "tiers", index, "name") for index in range(known.count("spec", "tiers"))]
     yield from _unique(known, paths, lambda name: name, "a tier's name must be unique")
+
+
+def _no_tier_has_a_reserved_name(known: Known) -> Iterator[Problem]:
+    for index in range(known.count("spec", "tiers")):
+        path: Path = ("spec", "tiers", index, "name")
+        name = known.get(*path)
+        if name in RESERVED_TIERS:
+            yield Problem(path, f"{shown(name)} is reserved; must be another name than {' and '.join(RESERVED_TIERS)}")
 
 
 def _served_names_are_unique(known: Known) -> Iterator[Problem]:
@@ -146,6 +155,7 @@ def _a_pod_template_is_one(known: Known) -> Iterator[Problem]:
 
 RULES: list[Rule] = [
     _tier_names_are_unique,
+    _no_tier_has_a_reserved_name,
     _no_two_tiers_have_one_tpot,
     _served_names_are_unique,
     _minima_are_not_over_maxima,
