@@ -39,7 +39,7 @@ class Workload:
     """The Deployment controller has seen its present template, and `template_hash` is that one's."""
     template_hash: str
     never_scaled: bool
-    """Nobody has set its replicas yet; they are the API server's default."""
+    """Nobody has set its replicas yet: they are the API server's default of 1, and mean nothing."""
     outside: Outside | None
     pods: tuple[EnginePod, ...]
 
@@ -73,6 +73,10 @@ class Workload:
     def rolling(self) -> bool:
         return not self.settled or bool(self.outdated)
 
+    def kept_outside(self, at: datetime) -> bool:
+        """Somebody else has set the replicas, not long ago."""
+        return self.outside is not None and at.timestamp() - self.outside.at < OUTSIDE_KEPT_S
+
     def is_current(self, pod: EnginePod) -> bool:
         return pod.template_hash == self.template_hash
 
@@ -102,7 +106,7 @@ def _workload(
     return Workload(
         name=name,
         tier=tier,
-        replicas=int(deployment["spec"].get("replicas", 1)),
+        replicas=0 if manager is None else int(deployment["spec"].get("replicas", 1)),
         version=metadata["resourceVersion"],
         settled=seen >= metadata.get("generation", 1) and current is not None,
         template_hash=current or "",

@@ -1,0 +1,276 @@
+"""What is said of a resource: its conditions, a row for each tier, its accelerators and notes. Pure; used by `reconcile`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from multislo_api.status import (
+    AcceleratorsStatus,
+    Condition,
+    ConditionType,
+    Status,
+    TierStatus,
+    WarmStatus,
+    condition,
+    cut,
+    status_document,
+    status_from,
+)
+from multislo_operator.decide.fleet import InstanceState
+from multislo_operator.decide.plan import Hold, HoldCause, Plan
+from multislo_operator.kubernetes import names
+from multislo_operator.kubernetes.answers import Answers
+from multislo_operator.kubernetes.changes import Object
+from multislo_operator.kubernetes.objects.children import fighting_flags
+from multislo_operator.kubernetes.pods import EnginePod, RouterPod
+from multislo_operator.kubernetes.rollout import Rollout
+from multislo_operator.kubernetes.wanted import EXTERNAL, Unusable, Wanted
+from multislo_operator.kubernetes.workloads import OUTSIDE_KEPT_S, Workload
+
+Judgement = tuple[bool | None, str, str]
+"""Whether a condition holds (None: unknown), its reason, its message."""
+NAMED_MAX = 5
+"""Pods named in a message; of more it says how many."""
+BLOCKING = (HoldCause.DATA_UNKNOWN, HoldCause.BUDGET_SHORT, HoldCause.TIER_AT_MAX, HoldCause.NOT_COMING_UP)
+"""Holds that keep a tier from what its load asks for. The others are only patience."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that a reconcile has seen and worked out."""
+
+    resource: Object
+    wanted: Wanted | Unusable | None
+    workloads: Mapping[str, Workload]
+    engines: Sequence[EnginePod]
+    doors: Sequence[RouterPod]
+    answers: Answers
+    plan: Plan | None
+    rolled: Rollout
+    at: datetime
+
+
+def status(picture: Picture) -> dict[str, Any]:
+    """The whole `.status`."""
+    metadata = picture.resource["metadata"]
+    before = status_from(picture.resource)
+    judged = _judged(picture)
+    conditions = [_condition(type, judged[type], before, metadata, picture.at) for type in judged]
+    alive = [pod for pod in picture.engines if pod.alive and not pod.gated]
+    ready = sum(pod.state is InstanceState.READY for pod in alive)
+    wanted = picture.wanted if isinstance(picture.wanted, Wanted) else None
+    kept = before if wanted is None else None
+    return status_document(
+        Status(
+            observed_generation=metadata.get("generation", 0),
+            url=f"http://{metadata['name']}.{metadata['namespace']}.svc:{wanted.manifest.spec.router.port}"
+            if wanted
+            else kept.url
+            if kept
+            else None,
+            instances=f"{ready}/{len(alive) + sum(workload.to_come for workload in picture.workloads.values())}",
+            conditions=conditions,
+            tiers=_rows(picture, before) if wanted else kept.tiers if kept else [],
+            warm=_warm(picture) if wanted and wanted.manifest.spec.scaling.warm_pool.max > 0 else None,
+            accelerators=_accelerators(picture, wanted) if wanted else kept.accelerators if kept else None,
+            notes=[cut(note) for note in _notes(picture)[:16]],
+        )
+    )
+
+
+def _condition(
+    type: ConditionType, judgement: Judgement, before: Status | None, metadata: Mapping[str, Any], at: datetime
+) -> Condition:
+    holds, reason, message = judgement
+    return condition(
+        type, holds, reason, message, before=before, generation=metadata.get("generation", 0), now=at
+    )  # fmt: skip
+
+
+def _judged(picture: Picture) -> dict[ConditionType, Judgement]:
+    profile = _profile(picture)
+    router = _router(picture)
+    workloads = _workloads(picture)
+    scaling = _scaling(picture)
+    ready: Judgement = (True, "Serving", "the router answers and every tier has its instances")
+    for part in (profile, router, workloads):
+        if part[0] is not True:
+            ready = part
+            break
+    if isinstance(picture.wanted, Unusable) and not picture.wanted.of_profile:
+        ready = (False, picture.wanted.reason, picture.wanted.message)
+    return {
+        "Ready": ready,
+        "RouterReady": router,
+        "WorkloadsReady": workloads,
+        "ScalingReady": scaling,
+        "ProfileReady": profile,
+    }
+
+
+def _profile(picture: Picture) -> Judgement:
+    wanted = picture.wanted
+    if isinstance(wanted, Wanted):
+        return True, "ProfileLoaded", f"profile {wanted.profile.name}"
+    if wanted is not None and wanted.of_profile:
+        return False, wanted.reason, f"{wanted.message}. What runs is left as it is"
+    return None, "ManifestUnusable", "not looked at: the manifest cannot be used"
+
+
+def _router(picture: Picture) -> Judgement:
+    ready = [door for door in picture.doors if door.ready and not door.terminating]
+    if not ready:
+        there = f"{len(picture.doors)} pods" if picture.doors else "no pod yet"
+        return False, "RouterNotReady", f"no router pod is ready ({there})"
+    if picture.answers.silent:
+        return False, "RouterSilent", f"{_named(picture.answers.silent)} does not answer the operator"
+    return True, "RouterServing", f"{len(ready)} router pods serve"
+
+
+def _workloads(picture: Picture) -> Judgement:
+    rolled = picture.rolled
+    if rolled.stuck is not None:
+        return False, "RolloutStuck", f"{rolled.stuck}; {rolled.left} instances of the earlier template serve on"
+    hopeless = [pod for pod in picture.engines if pod.alive and pod.hopeless]
+    if hopeless:
+        first = hopeless[0]
+        why = first.waiting or f"{first.restarts} restarts"
+        message = f"{_named([pod.name for pod in hopeless])}: {why} {first.waiting_message}".rstrip()
+        return False, "InstancesFailing", message
+    homeless = [pod for pod in picture.engines if pod.alive and pod.unschedulable]
+    if homeless:
+        names_ = _named([pod.name for pod in homeless])
+        return False, "Unschedulable", f"no node has room for {names_}: {homeless[0].unschedulable}"
+    if isinstance(picture.wanted, Wanted):
+        short = _short_of_minimum(picture, picture.wanted)
+        if short:
+            return False, "InstancesStarting", f"not ready yet: {short}"
+    if rolled.tiers:
+        tiers = ", ".join(_title(tier) for tier in rolled.tiers)
+        return True, "RollingOut", f"{rolled.left} instances of an earlier template are left in {tiers}"
+    ready = sum(pod.alive and pod.state is InstanceState.READY for pod in picture.engines)
+    return True, "InstancesReady", f"{ready} instances are ready"
+
+
+def _short_of_minimum(picture: Picture, wanted: Wanted) -> str:
+    short = []
+    for tier in wanted.manifest.spec.tiers:
+        workload = picture.workloads.get(tier.name)
+        ready = sum(pod.state is InstanceState.READY for pod in workload.running) if workload else 0
+        least = tier.instances.min
+        if workload is not None and (wanted.external or workload.kept_outside(picture.at)):
+            least = workload.replicas
+        if ready < least:
+            short.append(f"{tier.name} {ready} of {least}")
+    return ", ".join(short)
+
+
+def _scaling(picture: Picture) -> Judgement:
+    if not isinstance(picture.wanted, Wanted):
+        return False, "ManifestUnusable", "nothing is scaled while the manifest or its profile cannot be used"
+    if picture.wanted.external:
+        return False, "External", f"the annotation {names.SCALING}: {EXTERNAL} leaves replicas to another actor"
+    outside = [workload for workload in picture.workloads.values() if workload.kept_outside(picture.at)]
+    if outside:
+        first = outside[0]
+        assert first.outside is not None
+        left = OUTSIDE_KEPT_S - (picture.at.timestamp() - first.outside.at)
+        return (
+            False,
+            "ReplicasEditedOutside",
+            f"{first.outside.manager} set the replicas of {first.name} to {first.replicas}; that is kept until nobody has edited them "
+            f"for {OUTSIDE_KEPT_S / 60:.0f} minutes ({left / 60:.0f} left)",
+        )
+    if picture.plan is None:
+        return None, "Settling", "a change of the fleet has not shown yet"
+    holds = [hold for hold in picture.plan.holds if hold.cause in BLOCKING]
+    if holds:
+        return _held(holds)
+    return True, "ScalingByLoad", "scaling follows the load"
+
+
+def _held(holds: Sequence[Hold]) -> Judgement:
+    first = min(holds, key=lambda hold: BLOCKING.index(hold.cause))
+    same = [hold.reason for hold in holds if hold.cause is first.cause]
+    return None if first.cause is HoldCause.DATA_UNKNOWN else False, first.cause.value, "; ".join(same)
+
+
+def _rows(picture: Picture, before: Status | None) -> list[TierStatus]:
+    assert isinstance(picture.wanted, Wanted)
+    plans = {row.name: row for row in picture.plan.tiers} if picture.plan else {}
+    old = {row.name: row for row in before.tiers} if before else {}
+    views = {view.name: view for view in picture.answers.snapshot.tiers} if picture.answers.snapshot else {}
+    rows = []
+    for tier in picture.wanted.manifest.spec.tiers:
+        counts = _counts(picture.workloads.get(tier.name))
+        plan = plans.get(tier.name)
+        view = views.get(tier.name)
+        last = old.get(tier.name)
+        attainment = view.attainment if view else None
+        rows.append(
+            TierStatus(
+                name=tier.name,
+                **counts,
+                desired=plan.desired if plan else last.desired if last else counts["instances"],
+                load=_load(picture, tier.name),
+                attainment=None if attainment is None else round(attainment, 3),
+                reason=cut(plan.reason if plan else last.reason if last else ""),
+            )
+        )
+    return rows
+
+
+def _counts(workload: Workload | None) -> dict[str, int]:
+    pods = workload.running if workload else []
+    states = [pod.state for pod in pods]
+    coming = workload.to_come if workload else 0
+    return {
+        "instances": len(states) + coming,
+        "ready": states.count(InstanceState.READY),
+        "starting": states.count(InstanceState.STARTING) + coming,
+        "draining": states.count(InstanceState.DRAINING),
+        "failed": states.count(InstanceState.FAILED),
+    }
+
+
+def _load(picture: Picture, tier: str) -> float | None:
+    if picture.answers.snapshot is None:
+        return None
+    loads = [
+        view.load_mean for view in picture.answers.snapshot.instances if view.tier == tier and view.state == "ready"
+    ]
+    return round(max(0.0, sum(loads) / len(loads)), 2) if loads else None
+
+
+def _warm(picture: Picture) -> WarmStatus:
+    return WarmStatus(
+        **_counts(picture.workloads.get(names.WARM)), desired=picture.plan.warm_desired if picture.plan else 0
+    )
+
+
+def _accelerators(picture: Picture, wanted: Wanted) -> AcceleratorsStatus:
+    used = sum(1 for pod in picture.engines if not pod.gated and not pod.over)
+    spec = wanted.manifest.spec
+    return AcceleratorsStatus(
+        used=used * spec.engine.accelerator.per_instance, max=spec.scaling.accelerators_max
+    )  # fmt: skip
+
+
+def _notes(picture: Picture) -> list[str]:
+    notes: list[str] = []
+    if isinstance(picture.wanted, Wanted):
+        notes += fighting_flags(picture.wanted.manifest, picture.wanted.profile)
+    for workload in picture.workloads.values():
+        if workload.kept_outside(picture.at) and workload.outside is not None:
+            notes.append(f"{workload.outside.manager} holds the replicas of {workload.name}")
+    return notes
+
+
+def _named(pods: Sequence[str]) -> str:
+    shown = ", ".join(pods[:NAMED_MAX])
+    return shown if len(pods) <= NAMED_MAX else f"{shown} and {len(pods) - NAMED_MAX} more"
+
+
+def _title(tier: str) -> str:
+    return "the warm pool" if tier == names.WARM else tier

@@ -1,0 +1,312 @@
+"""One look at a resource: from all that is seen of it to the changes that bring it nearer to what its manifest asks for. Pure; called by
+`reconciler` at every wake-up and once a second.
+
+The order of the house: read the manifest (`wanted`), see the instances (`workloads`, `answers`), let `decide` plan, turn the plan into
+changes of replicas, labels and gates (`actions`, `rollout`), say what happens (`conditions`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from multislo_api.fleet import InstanceList
+from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState
+from multislo_operator.decide.need import Memory
+from multislo_operator.decide.plan import Plan
+from multislo_operator.decide.scale import decide
+from multislo_operator.kubernetes import names, rollout
+from multislo_operator.kubernetes.actions import carry_out, let_go, remove_unwanted, serve
+from multislo_operator.kubernetes.answers import Answers, together
+from multislo_operator.kubernetes.changes import Apply, Change, CreateSecret, Note
+from multislo_operator.kubernetes.conditions import Picture, status
+from multislo_operator.kubernetes.draft import Draft
+from multislo_operator.kubernetes.listed import instance_lists
+from multislo_operator.kubernetes.objects.children import Context, Unbuildable, children, fleet_secret
+from multislo_operator.kubernetes.pods import EnginePod, RouterPod, engine_pods, router_pods
+from multislo_operator.kubernetes.seen import RouterSeen, Seen
+from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
+from multislo_operator.kubernetes.workloads import Workload, workloads
+from multislo_operator.observe import fleet_observed, fleet_spec
+
+LOOK_S = 1.0
+"""Between two looks where nothing has changed."""
+LOOK_PENDING_S = 0.25
+"""While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
+AWAITED_MAX_S = 3.0
+"""A move of a pod shows in the watches within a tenth of a second; after this the present view is believed, whatever was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """What the operator's command line says."""
+
+    key: bytes
+    """From which the tokens of the routers are derived."""
+    image: str
+    """Of the routers and the emulated engines: the operator's own."""
+    namespace: str
+    """The operator's own."""
+    version: str
+    """The operator's own."""
+    monitors: bool = False
+    """This cluster has PodMonitors."""
+    monitoring_namespace: str | None = None
+    """Where Prometheus runs, for the NetworkPolicies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A move that has been ordered and has not shown in the watches yet: nothing is planned on such a view."""
+
+    replicas: Mapping[str, int]
+    """By Deployment."""
+    tiers: Mapping[str, str]
+    """By pod."""
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceMemory:
+    """What is remembered of a resource between two looks. All of it may be lost: then the fleet does not shrink for a while."""
+
+    decide: Memory = field(default_factory=Memory)
+    failed_since: Mapping[str, float] = field(default_factory=dict)
+    awaited: Awaited | None = None
+    wanted_of: tuple[object, ...] = ()
+    wanted: Wanted | Unusable | None = None
+    children: tuple[Change, ...] = ()
+    token: str = ""
+    """Derived from what the resource says; kept because deriving it costs more than the rest of a look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a look comes to."""
+
+    changes: tuple[Change, ...]
+    instances: Mapping[str, InstanceList]
+    """What each router is told, by its pod."""
+    routers: Mapping[str, str]
+    """The admin listeners, by pod."""
+    token: str
+    status: Mapping[str, Any]
+    notes: tuple[Note, ...]
+    spec: FleetSpec | None
+    plan: Plan | None
+    observed: FleetObserved | None
+    memory: ResourceMemory
+    wake_in_s: float = LOOK_S
+
+
+def reconcile(
+    seen: Seen,
+    routers: Mapping[str, RouterSeen],
+    memory: ResourceMemory,
+    settings: OperatorSettings,
+    at: datetime,
+    now: float,
+) -> Outcome:
+    """`at` is the time of day, `now` a clock that does not jump."""
+    engines = engine_pods(seen.pods.values())
+    doors = router_pods(seen.pods.values())
+    answers = together(doors, routers, now)
+    draft = Draft(workloads(seen.deployments, seen.replica_sets, engines), at)
+    memory = _read(seen, memory, settings)
+    spec = plan = observed = None
+    rolled = rollout.Rollout()
+    if isinstance(memory.wanted, Wanted):
+        awaited = memory.awaited is not None and not _shows(memory.awaited, draft.workloads, engines, now)
+        if not awaited:
+            memory = replace(memory, awaited=None)
+            spec, plan, observed, rolled, memory = _plan(draft, memory, answers, at, now)
+            memory = _expecting(draft, memory, now)
+    manifest = memory.wanted.manifest if isinstance(memory.wanted, Wanted) else None
+    picture = Picture(seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at)
+    pending = any(tier.pending for tier in answers.snapshot.tiers) if answers.snapshot else False
+    return Outcome(
+        changes=(*memory.children, *draft.changes()),
+        instances=instance_lists(engines, draft, routers, doors),
+        routers=_admin_urls(doors, manifest.spec.router.admin_port if manifest else _admin_port(seen)),
+        token=memory.token,
+        status=status(picture),
+        notes=tuple(draft.notes),
+        spec=spec,
+        plan=plan,
+        observed=observed,
+        memory=memory,
+        wake_in_s=LOOK_PENDING_S if pending else LOOK_S,
+    )
+
+
+def _read(seen: Seen, memory: ResourceMemory, settings: OperatorSettings) -> ResourceMemory:
+    """The manifest, and the objects that it asks for: read again only when something of it has changed."""
+    metadata = seen.resource["metadata"]
+    source = (
+        metadata["uid"],
+        metadata.get("generation"),
+        tuple(sorted((metadata.get("annotations") or {}).items())),
+        seen.profile_text,
+        settings,
+    )
+    if memory.wanted_of == source:
+        return memory
+    key = names.Key(metadata["namespace"], metadata["name"])
+    token = names.fleet_token(settings.key, key, metadata["uid"])
+    found = read(seen)
+    # What cannot be used changes nothing that runs.
+    changes: tuple[Change, ...] = ()
+    if isinstance(found, Wanted):
+        try:
+            changes = _children(found, settings, metadata["uid"], token)
+        except Unbuildable as error:
+            found = Unusable("ManifestInvalid", "; ".join(error.problems), of_profile=False)
+    return replace(memory, wanted_of=source, wanted=found, children=changes, token=token)
+
+
+def _children(wanted: Wanted, settings: OperatorSettings, uid: str, token: str) -> tuple[Change, ...]:
+    context = Context(
+        uid=uid,
+        image=settings.image,
+        token_secret=names.token_secret(wanted.manifest.metadata.name, token),
+        monitors=settings.monitors,
+        profile_text=wanted.profile_text,
+        operator_namespace=settings.namespace,
+        version=settings.version,
+        monitoring_namespace=settings.monitoring_namespace,
+    )
+    return (
+        CreateSecret(fleet_secret(wanted.manifest, context, token)),
+        *(
+            Apply(child, optional=child["kind"] == "PodMonitor")
+            for child in children(wanted.manifest, wanted.profile, context)
+        ),
+    )
+
+
+def _plan(
+    draft: Draft, memory: ResourceMemory, answers: Answers, at: datetime, now: float
+) -> tuple[FleetSpec, Plan, FleetObserved, rollout.Rollout, ResourceMemory]:
+    wanted = memory.wanted
+    assert isinstance(wanted, Wanted)
+    manifest = wanted.manifest
+    failed_since = dict(memory.failed_since)
+    present = [instance for workload in draft.workloads.values() for instance in _present(workload, at, now)]
+    observed = fleet_observed(
+        present, answers.snapshot, answers.age_s, now, failed_since, manifest.spec.engine.scheduler == "SLOAware"
+    )
+    if not answers.complete:
+        # Some router may still relay a stream of it.
+        observed = replace(
+            observed,
+            instances=[
+                replace(i, requests=None) if i.state is InstanceState.DRAINING else i for i in observed.instances
+            ],
+        )
+    spec = _spec(wanted, draft, at)
+    plan, remembered = decide(spec, observed, memory.decide, now)
+    carry_out(draft, plan, wanted)
+    remove_unwanted(draft, wanted, observed, spec.drain_timeout_s)
+    spare = _spare(spec, draft)
+    loads = {instance.id: instance.load for instance in observed.instances}
+    rolled = rollout.step(draft, loads, _empty(draft, answers), spare, spec.drain_timeout_s)
+    let_go(draft, wanted, spare, rolled)
+    serve(draft)
+    return spec, plan, observed, rolled, replace(memory, decide=remembered, failed_since=failed_since)
+
+
+@dataclass(frozen=True, slots=True)
+class _Present:
+    """One instance as `observe` asks for it; `since` on the clock of `now`."""
+
+    id: str
+    tier: str | None
+    state: InstanceState
+    since: float
+    ever_ready: bool
+    batch_tokens: int
+
+
+def _present(workload: Workload, at: datetime, now: float) -> list[_Present]:
+    tier = names.tier_of(workload.tier)
+    wall = at.timestamp()
+    found = [
+        _Present(pod.name, tier, pod.state, now - max(0.0, wall - pod.since), pod.served, pod.batch_tokens)
+        for pod in workload.instances
+    ]
+    budget = max((pod.batch_tokens for pod in workload.pods), default=0)
+    gated = [pod.name for pod in workload.gated]
+    for index in range(workload.to_come):
+        id = gated[index] if index < len(gated) else f"{workload.name} ({index + 1} to come)"
+        found.append(_Present(id, tier, InstanceState.STARTING, now, False, budget))
+    return found
+
+
+def _spec(wanted: Wanted, draft: Draft, at: datetime) -> FleetSpec:
+    """The manifest's, with the counts that somebody else has set, and no more than the nodes hold."""
+    spec = fleet_spec(wanted.manifest, wanted.profile, at)
+    tiers = []
+    for tier in spec.tiers:
+        workload = draft.workloads.get(tier.name)
+        if workload is not None and (wanted.external or workload.kept_outside(at)):
+            tier = replace(tier, instances_min=workload.replicas, instances_max=workload.replicas, floor=0)
+        tiers.append(tier)
+    spec = replace(spec, tiers=tuple(tiers))
+    live = sum(len(workload.running) + workload.to_come for workload in draft.workloads.values())
+    if any(pod.unschedulable for workload in draft.workloads.values() for pod in workload.running):
+        # One more would wait for a node as well. Where a budget is left, it is what runs and what waits now.
+        limit = live * spec.accelerators_per_instance
+        budget = limit if spec.accelerators_max is None else min(limit, spec.accelerators_max)
+        spec = replace(spec, accelerators_max=budget)
+    return spec
+
+
+def _spare(spec: FleetSpec, draft: Draft) -> int:
+    """Instances that the budget has room for; what is being deleted holds its accelerators until it is gone."""
+    if spec.instances_max is None:
+        return 1024
+    used = sum(1 for workload in draft.workloads.values() for pod in workload.pods if not pod.gated and not pod.over)
+    return spec.instances_max - used
+
+
+def _empty(draft: Draft, answers: Answers) -> dict[str, bool]:
+    """By pod: no router has a request on it, and all know that it drains."""
+    views = {view.id: view for view in answers.snapshot.instances} if answers.snapshot else {}
+    answer = {}
+    for workload in draft.workloads.values():
+        for pod in workload.running:
+            view = views.get(pod.name)
+            told = view is not None and view.state in ("draining", "failed") and view.requests == 0
+            answer[pod.name] = not pod.served or (answers.complete and told)
+    return answer
+
+
+def _expecting(draft: Draft, memory: ResourceMemory, now: float) -> ResourceMemory:
+    if not draft.moves:
+        return memory
+    tiers = {move.name: str(move.labels[names.TIER]) for move in draft.moves}
+    return replace(memory, awaited=Awaited(draft.replicas(), tiers, now + AWAITED_MAX_S))
+
+
+def _shows(awaited: Awaited, seen: Mapping[str, Workload], engines: list[EnginePod], now: float) -> bool:
+    if now >= awaited.until:
+        return True
+    replicas = {workload.name: workload.replicas for workload in seen.values()}
+    tiers = {pod.name: pod.tier for pod in engines}
+    return all(replicas.get(name) == count for name, count in awaited.replicas.items()) and all(
+        tiers.get(name, tier) == tier for name, tier in awaited.tiers.items()
+    )
+
+
+def _admin_urls(doors: list[RouterPod], port: int) -> dict[str, str]:
+    return {
+        door.name: f"http://[{door.ip}]:{port}" if ":" in door.ip else f"http://{door.ip}:{port}"
+        for door in doors
+        if door.ip
+    }
+
+
+def _admin_port(seen: Seen) -> int:
+    """Of a resource whose manifest cannot be read: its routers run on."""
+    port = ((seen.resource.get("spec") or {}).get("router") or {}).get("adminPort")
+    return port if isinstance(port, int) else 9090
