@@ -9,24 +9,33 @@ from typing import Any
 RESERVED_TIERS = ("router", "warm")
 """Tier names that would collide with what the operator itself makes: NAME-router and NAME-warm."""
 
-_TIERS = 'self.tiers.map(t, t.name).join(", ")'
+_TIERS = "self.tiers.map(t, t.name)"
 _MINIMA = "(self.tiers.map(t, t.instances.min).sum() + self.scaling.warmPool.min) * self.engine.accelerator.perInstance"
 _STRANGERS = "self.scaling.schedule.filter(e, !self.tiers.exists(t, t.name == e.tier))"
 _TOO_HIGH = "self.scaling.schedule.filter(e, self.tiers.exists(t, t.name == e.tier && e.min > t.instances.max))"
 
 
 def _rule(
-    rule: str, message: str, *, at: str = "", said: str = "", reason: str = "FieldValueInvalid"
+    rule: str, message: str, *values: str, at: str = "", fallback: str = "", reason: str = "FieldValueInvalid"
 ) -> dict[str, Any]:
-    """A rule; `said` is the message with the values in it (CEL), `message` what is shown where that fails; `at` the field to blame."""
-    more = {"messageExpression": said} if said else {}
-    return {"rule": rule, "message": message, **more, "reason": reason, **({"fieldPath": at} if at else {})}
+    """A rule. `message` may have `%s` and `%d` for `values` (CEL); `format` must stand outermost, because the server cannot bound what it
+    gives and so refuses anything done with it. `fallback` is said where that fails; `at` is the field to blame."""
+    if not values:
+        said = {"message": message}
+    else:
+        said = {"message": fallback, "messageExpression": f"{_quoted(message)}.format([{', '.join(values)}])"}
+    return {"rule": rule, **said, "reason": reason, **({"fieldPath": at} if at else {})}
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 _MIN_MAX = _rule(
     "self.min <= self.max",
-    "min must be at most max",
-    said='"min (" + string(self.min) + ") must be at most max (" + string(self.max) + ")"',
+    "%d must be at most max (%d)",
+    *("self.min", "self.max"),
+    fallback="must be at most max",
     at=".min",
 )
 
@@ -34,51 +43,56 @@ RULES: dict[str, list[dict[str, Any]]] = {
     "spec": [
         _rule(
             "!has(self.defaultTier) || self.tiers.exists(t, t.name == self.defaultTier)",
-            "must name a tier",
-            said=f'"\\"" + self.defaultTier + "\\" must name a tier: one of " + {_TIERS}',
+            '"%s" must name a tier: one of %s',
+            *("self.defaultTier", _TIERS),
+            fallback="must name a tier",
             at=".defaultTier",
         ),
         _rule(
             f"!has(self.scaling.schedule) || {_STRANGERS}.size() == 0",
-            "each tier of the schedule must name a tier",
-            said=f'"no such tier: " + {_STRANGERS}.map(e, e.tier).join(", ") + "; must be one of " + {_TIERS}',
+            "%s must name a tier: one of %s",
+            *(f"{_STRANGERS}.map(e, e.tier)", _TIERS),
+            fallback="each tier of the schedule must name a tier",
             at=".scaling.schedule",
         ),
         _rule(
             f"!has(self.scaling.schedule) || {_TOO_HIGH}.size() == 0",
-            "each min of the schedule must be at most its tier's instances.max",
-            said=f'"min must be at most the tier\'s instances.max; it is more for: " + {_TOO_HIGH}'
-            '.map(e, e.tier + " (" + string(e.min) + ")").join(", ")',
+            "min %s of %s must be at most instances.max of that tier",
+            *(f"{_TOO_HIGH}.map(e, e.min)", f"{_TOO_HIGH}.map(e, e.tier)"),
+            fallback="each min must be at most instances.max of that tier",
             at=".scaling.schedule",
         ),
         _rule(
             f"{_MINIMA} <= self.scaling.acceleratorsMax",
-            "must be at least what the minima of the tiers and the warm pool need, times engine.accelerator.perInstance",
-            said=f'string(self.scaling.acceleratorsMax) + " must be at least " + string({_MINIMA}) + ", what the minima need: (tiers " + '
-            'self.tiers.map(t, string(t.instances.min)).join(" + ") + ", warm pool " + string(self.scaling.warmPool.min) + '
-            '") instances of " + string(self.engine.accelerator.perInstance) + " each"',
+            "%d must be at least %d, what the minima need: (tiers %s, warm pool %d) instances of %d each",
+            *("self.scaling.acceleratorsMax", _MINIMA, "self.tiers.map(t, t.instances.min)"),
+            *("self.scaling.warmPool.min", "self.engine.accelerator.perInstance"),
+            fallback="must be at least what the minima of the tiers and the warm pool need",
             at=".scaling.acceleratorsMax",
         ),
     ],
     "spec.model.name": [
         _rule(
             "self == oldSelf",
-            "cannot be changed once created",
-            said='"cannot be changed once created (it is \\"" + oldSelf + "\\"); create another MultiSLOServing for another model"',
+            'cannot be changed once created: it is "%s"; make another MultiSLOServing for another model',
+            "oldSelf",
+            fallback="cannot be changed once created",
         )
     ],
     "spec.tiers": [
         _rule(
             "self.all(a, self.exists_one(b, duration(a.slo.tpot) == duration(b.slo.tpot)))",
-            "a tier is its slo.tpot, so each must have its own",
-            said='"a tier is its slo.tpot, so each must have its own: " + self.map(t, t.name + " has " + t.slo.tpot).join(", ")',
+            "a tier is its slo.tpot, so each must have its own: tiers %s have %s",
+            *("self.map(t, t.name)", "self.map(t, t.slo.tpot)"),
+            fallback="a tier is its slo.tpot, so each must have its own",
         )
     ],
     "spec.tiers[].name": [
         _rule(
             f"!(self in {list(RESERVED_TIERS)})",
-            f"must not be one of the reserved names {', '.join(RESERVED_TIERS)}",
-            said=f'"\\"" + self + "\\" is reserved; must be another name than {" and ".join(RESERVED_TIERS)}"',
+            f'"%s" is reserved; must be another name than {" and ".join(RESERVED_TIERS)}',
+            "self",
+            fallback=f"must be another name than {' and '.join(RESERVED_TIERS)}",
         )
     ],
     "spec.tiers[].instances": [_MIN_MAX],
@@ -93,8 +107,9 @@ RULES: dict[str, list[dict[str, Any]]] = {
     "spec.router": [
         _rule(
             "self.port != self.adminPort",
-            "adminPort must differ from port",
-            said='"adminPort must differ from port (" + string(self.port) + ")"',
+            "%d must differ from port (%d)",
+            *("self.adminPort", "self.port"),
+            fallback="must differ from port",
             at=".adminPort",
         )
     ],
@@ -117,6 +132,7 @@ def duration_rule(*, least: str, most: str, above: bool, bounds: str) -> dict[st
     compare = ">" if above else ">="
     return _rule(
         f"duration(self) {compare} duration('{least}') && duration(self) <= duration('{most}')",
-        f"must be {bounds}",
-        said=f'"\\"" + self + "\\" must be {bounds}"',
+        f'"%s" must be {bounds}',
+        "self",
+        fallback=f"must be {bounds}",
     )

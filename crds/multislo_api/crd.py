@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from multislo_api.cel import rules_at
 from multislo_api.document import write_document
+from multislo_api.duration import PATTERN, format_duration
 from multislo_api.kind import API_VERSION, KIND, MultiSLOServing
 from multislo_api.status import Status
 
@@ -186,12 +187,19 @@ def _open_mapping(schema: Schema, out: Schema, defs: dict[str, Schema], path: st
 
 
 def _default(out: Schema) -> None:
-    """A default of None is no default; one of a mapping is left to its fields; an empty one only makes objects longer."""
-    value = out.get("default")
-    if isinstance(value, dict) and any("default" in inner for inner in out.get("properties", {}).values()):
-        out["default"] = {}
-    elif value is None or value in ({}, []):
-        out.pop("default", None)
+    """A default of None is no default, and an empty one only makes objects longer; a duration's is text, as the document has it."""
+    value = _without_none(out.pop("default", None))
+    if isinstance(value, float) and out.get("pattern") == PATTERN:
+        value = format_duration(value)
+    if value not in (None, {}, []):
+        out["default"] = value
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _without_none(each) for key, each in value.items()}
+    return {key: each for key, each in inner.items() if each not in (None, {}, [])}
 
 
 def _one_kind_of_item(items: list[Schema], defs: dict[str, Schema], path: str) -> Schema:
