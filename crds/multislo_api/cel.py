@@ -15,6 +15,24 @@ _STRANGERS = "self.scaling.schedule.filter(e, !self.tiers.exists(t, t.name == e.
 _TOO_HIGH = "self.scaling.schedule.filter(e, self.tiers.exists(t, t.name == e.tier && e.min > t.instances.max))"
 
 
+def _cron_field(number: str, names: str = "", others: str = "") -> str:
+    value = f"(0*({number}){f'|{names}' if names else ''})"
+    item = f"({others}([*]|{value}(-{value})?)(/0*[1-9][0-9]*)?)"
+    return f"{item}(,{item})*"
+
+
+_DAYS, _MONTHS = "SUN|MON|TUE|WED|THU|FRI|SAT", "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
+_CRON_FIELDS = [
+    _cron_field("[0-5]?[0-9]"),
+    _cron_field("1?[0-9]|2[0-3]"),
+    _cron_field("[1-9]|[12][0-9]|3[01]", others="LW?(/0*[1-9][0-9]*)?|"),
+    _cron_field("[1-9]|1[0-2]", _MONTHS),
+    _cron_field("[0-7]", _DAYS, others=f"(0*[0-7]|{_DAYS})#0*[1-5]|0*[0-7]L|"),
+]
+CRON = rf"(?i)^\s*{'[[:space:]]+'.join(_CRON_FIELDS)}\s*$".replace(r"\s", "[[:space:]]")
+"""All that the cron reader of `multislo_api.kind` takes and little else ("5-1", "30 February"); RE2's syntax."""
+
+
 def _rule(
     rule: str, message: str, *values: str, at: str = "", fallback: str = "", reason: str = "FieldValueInvalid"
 ) -> dict[str, Any]:
@@ -97,6 +115,14 @@ RULES: dict[str, list[dict[str, Any]]] = {
     ],
     "spec.tiers[].instances": [_MIN_MAX],
     "spec.scaling.warmPool": [_MIN_MAX],
+    "spec.scaling.schedule[].cron": [
+        _rule(
+            f"self.matches('{CRON}')",
+            '"%s" must be a cron expression of five fields: minute, hour, day of month, month, day of week',
+            "self",
+            fallback="must be a cron expression of five fields",
+        )
+    ],
     "spec.scaling.schedule[].timezone": [
         _rule(
             # Asking for an hour there fails in a zone that is none. Go also takes "Local", whatever that is.
@@ -111,7 +137,7 @@ RULES: dict[str, list[dict[str, Any]]] = {
             *("self.adminPort", "self.port"),
             fallback="must differ from port",
             at=".adminPort",
-        )
+        ),
     ],
     "spec.router.apiKeys": [
         _rule(
@@ -125,6 +151,11 @@ RULES: dict[str, list[dict[str, Any]]] = {
 def rules_at(path: str) -> list[dict[str, Any]]:
     """The rules of a place such as `spec.tiers[].instances`."""
     return RULES.get(path, [])
+
+
+def pattern_rule(pattern: str, legal: str) -> dict[str, Any]:
+    """A pattern with words for those who do not read patterns; `pattern` alone, and the server shows nothing else."""
+    return _rule(f"self.matches({_quoted(pattern)})", f'"%s" must be {legal}', "self", fallback=f"must be {legal}")
 
 
 def duration_rule(*, least: str, most: str, above: bool, bounds: str) -> dict[str, Any]:

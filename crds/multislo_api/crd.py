@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from multislo_api.cel import rules_at
+from multislo_api.cel import pattern_rule, rules_at
 from multislo_api.document import write_document
 from multislo_api.duration import PATTERN, format_duration
-from multislo_api.kind import API_VERSION, KIND, MultiSLOServing
+from multislo_api.kind import API_VERSION, KIND, LEGAL, MultiSLOServing
 from multislo_api.status import Status
 
 GROUP, VERSION = API_VERSION.split("/")
@@ -39,7 +39,17 @@ KEPT = {
     "type",
 }
 """Keywords that mean the same in both schemas. Besides them: `x-kubernetes-*`, and those that `structural` rewrites."""
-DROPPED = {"title", "discriminator", "examples", "uniqueItems", "const", "prefixItems", "additionalProperties"}
+DROPPED = {
+    "$defs",
+    "title",
+    "discriminator",
+    "examples",
+    "uniqueItems",
+    "const",
+    "prefixItems",
+    "additionalProperties",
+    LEGAL,
+}
 """Keywords that say nothing to an API server, or that `structural` has said in another way."""
 HEADER = "# Generated from crds/multislo_api by `make gen`; change it there.\n"
 
@@ -51,12 +61,16 @@ class NotStructural(Exception):
 def crd() -> Schema:
     """The CustomResourceDefinition."""
     schema = schema_of(MultiSLOServing)
-    # The API server has its own word on metadata; a CRD may only narrow the name.
-    name = schema["properties"]["metadata"]["properties"]["name"]
+    # The API server has its own word on metadata; a CRD may only narrow the name, and by no rule.
+    name = {**MultiSLOServing.model_json_schema()["$defs"]["Metadata"]["properties"]["name"]}
+    del name["title"], name[LEGAL]
     schema["properties"]["metadata"] = {"type": "object", "properties": {"name": name}}
     for given in ("apiVersion", "kind"):
         schema["properties"][given].pop("enum")
     schema["required"] = ["spec"]
+    # Else the server would drop `apiKeys:` with nothing behind it, and everybody could come in. So it is stored, and the operator,
+    # whose loader refuses a null, says so in a condition.
+    schema["properties"]["spec"]["properties"]["router"]["properties"]["apiKeys"]["nullable"] = True
     schema["properties"]["status"] = schema_of(Status) | {"description": "What is; written by the operator."}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -139,7 +153,7 @@ def structural(schema: Schema, defs: dict[str, Schema], path: str = "") -> Schem
             out[keyword] = {name: structural(inner, defs, f"{path}.{name}") for name, inner in value.items()}
         elif keyword == "items":
             out[keyword] = structural(value, defs, f"{path}[]")
-        elif keyword not in DROPPED and keyword != "$defs":
+        elif keyword not in DROPPED:
             raise NotStructural(f"{path}: {keyword} has no place in a structural schema")
     if "const" in schema:
         out["enum"] = [schema["const"]]
@@ -149,6 +163,8 @@ def structural(schema: Schema, defs: dict[str, Schema], path: str = "") -> Schem
         out["x-kubernetes-list-type"] = "set"
     elif out.get("type") == "array":
         out.setdefault("x-kubernetes-list-type", "atomic")
+    if "pattern" in out and LEGAL in schema:
+        out["x-kubernetes-validations"] = [pattern_rule(out.pop("pattern"), schema[LEGAL])]
     _open_mapping(schema, out, defs, path)
     _default(out)
     if "type" not in out and "x-kubernetes-preserve-unknown-fields" not in out:
@@ -212,7 +228,8 @@ def _one_kind_of_item(items: list[Schema], defs: dict[str, Schema], path: str) -
 def _text_or_mapping(schema: Schema, defs: dict[str, Schema], path: str) -> Schema:
     """A union of one text and mappings of one key each. A structural schema has no type for it and an untyped node no CEL, but
     each bound speaks of one type only: of text the pattern, of mappings the properties; of every other type one that nothing meets."""
-    choices = [structural(choice, defs, path) for choice in schema["oneOf"]]
+    # No rules below an untyped node: patterns stay patterns.
+    choices = [structural(_without(LEGAL, choice), _without(LEGAL, defs), path) for choice in schema["oneOf"]]
     texts = [choice for choice in choices if choice.get("type") == "string"]
     mappings = [choice for choice in choices if choice.get("type") == "object"]
     if len(texts) != 1 or len(texts) + len(mappings) != len(choices):
@@ -235,6 +252,12 @@ def _text_or_mapping(schema: Schema, defs: dict[str, Schema], path: str) -> Sche
         "minimum": 1,
         "maximum": 0,
     }
+
+
+def _without(keyword: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(keyword, inner) for key, inner in value.items() if key != keyword}
+    return value
 
 
 def crd_yaml() -> str:

@@ -59,6 +59,11 @@ class Duration:
         return f"from {format_duration(self.least_s)} to {format_duration(self.most_s)}"
 
     @property
+    def within(self) -> str:
+        """The same, in words that follow "must be"."""
+        return self.bounds if self.above else f"a duration {self.bounds}"
+
+    @property
     def legal(self) -> str:
         """What may be written, in words."""
         return f'a duration such as "300ms", "1s" or "1m30s", {self.bounds}'
@@ -82,5 +87,5 @@ class Duration:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         least, most = format_duration(self.least_s), format_duration(self.most_s)
-        rule = duration_rule(least=least, most=most, above=self.above, bounds=self.bounds)
+        rule = duration_rule(least=least, most=most, above=self.above, bounds=self.within)
         return {"type": "string", "pattern": PATTERN, "maxLength": LENGTH_MAX, "x-kubernetes-validations": [rule]}

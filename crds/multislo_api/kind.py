@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from multislo_api.duration import Duration
 
 API_VERSION = "multislo.dev/v1alpha1"
 KIND = "MultiSLOServing"
+LEGAL = "x-legal"
+"""Under this a field's JSON Schema carries the words of its `Legal`, for those who make something of it."""
 
 _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
@@ -29,6 +31,9 @@ class Legal:
     """What a field takes, in words that follow "must be"."""
 
     text: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), LEGAL: self.text}
 
 
 def _label(length_max: int) -> Legal:
@@ -54,26 +59,6 @@ def _timezone(text: str) -> str:
         raise PydanticCustomError("timezone", "no such time zone") from None
     return text
 
-
-def _cron_field(number: str, names: str = "", others: str = "") -> str:
-    value = f"(0*({number}){f'|{names}' if names else ''})"
-    item = f"({others}(\\*|{value}(-{value})?)(/0*[1-9][0-9]*)?)"
-    return f"{item}(,{item})*"
-
-
-_DAYS, _MONTHS = "SUN|MON|TUE|WED|THU|FRI|SAT", "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
-_CRON = r"^(?i)\s*{}\s*$".format(
-    r"\s+".join(
-        [
-            _cron_field("[0-5]?[0-9]"),
-            _cron_field("1?[0-9]|2[0-3]"),
-            _cron_field("[1-9]|[12][0-9]|3[01]", others="LW?|"),
-            _cron_field("[1-9]|1[0-2]", _MONTHS),
-            _cron_field("[0-7]", _DAYS, others=f"(0*[0-7]|{_DAYS})#0*[1-5]|0*[0-7]L|"),
-        ]
-    )
-)
-"""For an API server, which has no cron reader: all that `_cron` takes and little else ("5-1" and "30 February")."""
 
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=_LABEL), _label(40)]
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL), _label(63)]
@@ -254,6 +239,17 @@ class Engine(Part):
     )
     pod_template: dict[str, Any] = Field(
         default={},
+        json_schema_extra={
+            "additionalProperties": False,
+            "properties": {
+                key: {
+                    "type": "object",
+                    "description": f"The pods' {key}.",
+                    "x-kubernetes-preserve-unknown-fields": True,
+                }
+                for key in ("metadata", "spec")
+            },
+        },
         description="What to lay over the pods' template, as a strategic merge: a mapping with metadata and spec (node selector, "
         "tolerations, volumes, environment, resources). Default: nothing.",
     )
@@ -338,10 +334,7 @@ class ScheduleEntry(Part):
         Field(min_length=1, max_length=100),
         AfterValidator(_cron),
         Legal("a cron expression of five fields: minute, hour, day of month, month, day of week"),
-    ] = Field(
-        description="When the floor begins: five fields (minute, hour, day of month, month, day of week).",
-        json_schema_extra={"pattern": _CRON},
-    )
+    ] = Field(description="When the floor begins: five fields (minute, hour, day of month, month, day of week).")
     duration_s: Annotated[float, Duration(most_s=7 * 86_400, least_s=60)] = Field(
         alias="duration", description="How long the floor holds after each beginning, a duration."
     )

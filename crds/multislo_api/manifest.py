@@ -235,9 +235,8 @@ def _problem(detail: ErrorDetails) -> Problem | None:
         case "missing" if shape is not None:
             return Problem(path, f"missing; must be {legal(shape)}")
         case "duration_range" if shape is not None:
-            bounds = next(bound for bound in shape.bounds if isinstance(bound, Duration)).bounds
-            verb = "be " if bounds.startswith("greater") else "be a duration "
-            return Problem(path, f"{shown(value)} must {verb}{bounds}")
+            within = next(bound for bound in shape.bounds if isinstance(bound, Duration)).within
+            return Problem(path, f"{shown(value)} must be {within}")
         case "cron" if shape is not None:
             return Problem(path, f"{shown(value)} must be {legal(shape)} ({detail['msg']})")
         case _ if shape is not None:
