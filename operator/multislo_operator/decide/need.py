@@ -38,8 +38,9 @@ CONFIRM_S = 2.5
 """A need that comes from averages must last this long."""
 PENDING_MOMENT_S = 0.25
 """Requests may wait in the router this long, or for half of their TTFT, without being a reason to grow."""
-PRESSED_S = 1.5
-"""Pending for longer than a moment must last this long (or one request must have waited as long) before the tier counts as pressed."""
+PRESSED_S = 0.75
+"""Pending for longer than a moment must last this long (or one request must have waited twice as long) before the tier counts as
+pressed. With no instance at all, the first request that waits is reason enough. At 0.5 s a steady load begins to flap."""
 PRESSED_IDLE_S = 10.0
 """The same where the instances are less than half full: then it is rarely capacity that lacks."""
 SETTLE_S = 5.0
@@ -267,7 +268,8 @@ def mean_load(observed: FleetObserved) -> float:
 def pressed(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float) -> list[str]:
     """The tiers whose requests wait, or are refused, for want of an instance."""
     half_full = mean_load(observed) >= 0.5 * fill_target(spec.attainment)
-    patience = PRESSED_S if half_full else PRESSED_IDLE_S
+    there = any(seen.state in (InstanceState.READY, InstanceState.DRAINING) for seen in observed.instances)
+    patience = (PRESSED_S if half_full else PRESSED_IDLE_S) if there else 0.0
     answer = []
     for tier in observed.tiers or ():
         since = memory.pressed_since.get(tier.name)
