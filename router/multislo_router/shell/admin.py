@@ -123,11 +123,18 @@ class Admin:
         return web.Response(text="ok\n")
 
     async def get_readiness(self, request: web.Request) -> web.Response:
+        """`instances`: how many must be ready, 1 unless said. 0 asks whether the router knows its fleet, whatever is in it: what a Service
+        goes by, since a router without instances still tells its clients why."""
+        text = request.query.get("instances", "1")
+        if not text.isascii() or not text.isdigit():
+            return _bad([Problem("instances", text, "a whole number from 0 on")])
         if self.gateway.closing:
             return web.Response(status=503, text="shutting down\n")
+        if not self.gateway.fleet.told:
+            return web.Response(status=503, text="no instance is ready: the fleet has not been told yet\n")
         ready = sum(1 for i in self.gateway.status(self.clock()).instances if i.state == "ready")
-        if not ready:
-            return web.Response(status=503, text="no instance is ready\n")
+        if ready < int(text):
+            return web.Response(status=503, text=f"{ready or 'no'} instance{'s are' if ready > 1 else ' is'} ready\n")
         return web.Response(text=f"ok, {ready} ready\n")
 
     async def get_decisions(self, request: web.Request) -> web.Response:

@@ -30,6 +30,8 @@ class Fleet:
 
     def __init__(self, core_config: CoreConfig, settings: ShellSettings, tell: Callable[[Event], None]) -> None:
         self.instances: dict[str, EngineInstance] = {}
+        self.told = False
+        """Somebody has said what the fleet is, though it may be empty."""
         self.kv_tokens_max = core_config.engine.kv_tokens_max
         self.settings = settings
         self.tell = tell
@@ -66,6 +68,7 @@ class Fleet:
             if entry.id in seen:
                 raise ValueError(f"instances[{index}].id: {entry.id!r} is given twice")
             seen.add(entry.id)
+        self.told = True
         for id in self.instances.keys() - seen:
             self._retire(self.instances.pop(id))
         revived: list[str] = []

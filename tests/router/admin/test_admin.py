@@ -127,11 +127,20 @@ async def test_a_body_without_end_is_cut_off(fresh: TestServer) -> None:
 
 async def test_the_router_is_alive_from_its_start_and_ready_with_its_first_ready_instance(fresh: TestServer) -> None:
     assert (await asked(fresh, "GET", "/healthz"))[0] == 200
-    assert await asked(fresh, "GET", "/readyz") == (503, "no instance is ready\n")
-    await asked(fresh, "PUT", "/instances", json={"instances": [entry(state="starting")]})
     assert (await asked(fresh, "GET", "/readyz"))[0] == 503
+    await asked(fresh, "PUT", "/instances", json={"instances": [entry(state="starting")]})
+    assert await asked(fresh, "GET", "/readyz") == (503, "no instance is ready\n")
     await asked(fresh, "PUT", "/instances", json={"instances": [entry()]})
     assert await asked(fresh, "GET", "/readyz") == (200, "ok, 1 ready\n")
+
+
+async def test_a_router_that_knows_its_fleet_can_answer_for_an_empty_one(fresh: TestServer) -> None:
+    status, text = await asked(fresh, "GET", "/readyz?instances=0")
+    assert (status, "has not been told" in text) == (503, True)
+    await asked(fresh, "PUT", "/instances", json={"instances": []})
+    assert await asked(fresh, "GET", "/readyz?instances=0") == (200, "ok, 0 ready\n")
+    assert (await asked(fresh, "GET", "/readyz?instances=1"))[0] == 503
+    assert (await asked(fresh, "GET", "/readyz?instances=few"))[0] == 400
 
 
 async def test_a_router_that_shuts_down_is_alive_but_not_ready(served: TestServer, busy: Any) -> None:
