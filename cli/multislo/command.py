@@ -13,6 +13,7 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
     "demo": ("multislo_bench.cli", "demo", "One fleet, one workload, beside round robin on as many instances."),
     "emulate": ("multislo_engine.cli", "emulate", "Serve an emulated vLLM engine."),
     "router": ("multislo_router.cli", "router", "Serve the router alone."),
+    "operator": ("multislo_operator.kubernetes.cli", "operator", "Look after the fleets of a Kubernetes cluster."),
     "profile": ("multislo_perf.cli", "profile", "Show and fit latency profiles."),
     "simulate": ("multislo_sim.cli", "simulate", "What a placement attains on a simulated fleet."),
     "bench": ("multislo_bench.cli", "bench", "Measure the router's own cost."),

@@ -1,0 +1,145 @@
+"""What the API server was last seen to hold, by resource. `watch` fills it, `apply` adds the answers to its own writes, `reconciler` reads
+it; a change wakes the resource that it belongs to.
+
+An object never goes back: one with an older resourceVersion than the known one (a watch that lags behind our own write) is left aside.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from multislo_operator.kubernetes.changes import Object
+from multislo_operator.kubernetes.client import Kind
+from multislo_operator.kubernetes.names import GROUP, INSTANCE, KIND, PLURAL, VERSION, Key
+from multislo_operator.kubernetes.seen import Seen
+
+RESOURCE = Kind(f"{GROUP}/{VERSION}", KIND)
+DEPLOYMENT = Kind("apps/v1", "Deployment")
+REPLICA_SET = Kind("apps/v1", "ReplicaSet")
+POD = Kind("v1", "Pod")
+CONFIG_MAP = Kind("v1", "ConfigMap")
+assert RESOURCE.plural == PLURAL
+
+Named = dict[str, Object]
+PROFILE_KEY = "profile.yaml"
+"""Of a ConfigMap: where the profile is in it."""
+
+
+@dataclass(slots=True)
+class Cache:
+    """`wake` is told which resource has changed."""
+
+    wake: Callable[[Key], None] = lambda key: None
+    resources: dict[Key, Object] = field(default_factory=dict)
+    children: dict[Key, dict[Kind, Named]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(dict)))
+    """By the resource's key, their kind and name. Of kinds that `seen` does not show, only the metadata."""
+    watched: set[Kind] = field(default_factory=set)
+    """The kinds whose absence here means that there is none."""
+    profiles: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """(namespace, ConfigMap) -> the text in it, of those that a resource names."""
+
+    def seen(self, key: Key) -> Seen | None:
+        """None: there is no such resource."""
+        resource = self.resources.get(key)
+        if resource is None:
+            return None
+        children: dict[Kind, Named] = self.children.get(key) or {}
+        named = profile_of(resource)
+        return Seen(
+            resource=resource,
+            deployments=dict(children.get(DEPLOYMENT) or {}),
+            replica_sets=dict(children.get(REPLICA_SET) or {}),
+            pods=dict(children.get(POD) or {}),
+            profile_text=None if named is None else self.profiles.get((key.namespace, named)),
+        )
+
+    def child(self, key: Key, kind: Kind, name: str) -> Object | None:
+        return (self.children.get(key) or {}).get(kind, {}).get(name)
+
+    def put(self, kind: Kind, object: Object) -> None:
+        """A new or changed object."""
+        named, key, name = self._place(kind, object)
+        if named is None or key is None:
+            return
+        known = named.get(name)
+        if known is None or not _older(object, known):
+            named[name] = object
+            self.wake(key)
+
+    def drop(self, kind: Kind, object: Object) -> None:
+        """A deleted object. One of the same name that came after it stays."""
+        named, key, name = self._place(kind, object)
+        if named is None or key is None:
+            return
+        known = named.get(name)
+        if known is not None and known["metadata"]["uid"] == object["metadata"]["uid"]:
+            del named[name]
+            self._forget_empty(key)
+            self.wake(key)
+
+    def replace(self, kind: Kind, namespace: str | None, objects: Iterable[Object]) -> None:
+        """A whole new list of a kind, in a namespace or everywhere (None): what is not in it has vanished."""
+        listed = list(objects)
+        there = {object["metadata"]["uid"] for object in listed}
+        for object in [o for o in self._all(kind) if namespace in (None, o["metadata"]["namespace"])]:
+            if object["metadata"]["uid"] not in there:
+                self.drop(kind, object)
+        for object in listed:
+            self.put(kind, object)
+
+    def set_profile(self, namespace: str, name: str, text: str | None) -> None:
+        if self.profiles.get((namespace, name)) == text and (namespace, name) in self.profiles:
+            return
+        self.profiles[namespace, name] = text
+        for key in self.naming(namespace, name):
+            self.wake(key)
+
+    def naming(self, namespace: str, config_map: str) -> list[Key]:
+        """The resources whose profile this ConfigMap is."""
+        return [
+            key
+            for key, resource in self.resources.items()
+            if key.namespace == namespace and profile_of(resource) == config_map
+        ]
+
+    def _place(self, kind: Kind, object: Object) -> tuple[dict[Any, Object] | None, Key | None, Any]:
+        metadata = object["metadata"]
+        if kind == RESOURCE:
+            key = Key(metadata["namespace"], metadata["name"])
+            return self.resources, key, key
+        owner = (metadata.get("labels") or {}).get(INSTANCE)
+        if owner is None:
+            return None, None, None
+        key = Key(metadata["namespace"], owner)
+        return self.children[key][kind], key, metadata["name"]
+
+    def _all(self, kind: Kind) -> list[Object]:
+        if kind == RESOURCE:
+            return list(self.resources.values())
+        return [object for children in self.children.values() for object in children.get(kind, {}).values()]
+
+    def _forget_empty(self, key: Key) -> None:
+        if key not in self.resources and not any(self.children.get(key, {}).values()):
+            self.children.pop(key, None)
+
+
+def profile_of(resource: Object) -> str | None:
+    """The ConfigMap that holds its profile; None: it names none, or is not understood."""
+    spec = resource.get("spec")
+    profile = spec.get("profile") if isinstance(spec, dict) else None
+    name = profile.get("configMap") if isinstance(profile, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def profile_text(config_map: Object) -> str | None:
+    text = (config_map.get("data") or {}).get(PROFILE_KEY)
+    return text if isinstance(text, str) else None
+
+
+def _older(object: Object, known: Object) -> bool:
+    """Versions are numbers that grow, of one kind (guaranteed since Kubernetes 1.35, and so in practice before)."""
+    if object["metadata"]["uid"] != known["metadata"]["uid"]:
+        return str(object["metadata"].get("creationTimestamp")) < str(known["metadata"].get("creationTimestamp"))
+    new, old = object["metadata"]["resourceVersion"], known["metadata"]["resourceVersion"]
+    return new.isdigit() and old.isdigit() and int(new) < int(old)

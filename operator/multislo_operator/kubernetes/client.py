@@ -1,0 +1,318 @@
+"""The door to the API server: plain JSON objects in and out, each call counted, each failure one of a few classes. Called by `watch`,
+`apply`, `lease`, `events` and `run`.
+
+    ApiError
+    ├── Refused          4xx: the request is at fault, or our rights are; the same again will be refused again
+    │   ├── NotFound     404
+    │   ├── Conflict     409: the object has moved on since it was seen
+    │   │   └── AlreadyExists
+    │   └── Gone         410: a watch or a page is too old, list again
+    └── Unreachable      network, timeout, 429, 5xx: nobody's fault, the same again may work
+
+Who we are (kubeconfig with exec plug-ins, or the pod's token, read again as it rotates), TLS and proxies are the work of the
+`kubernetes` package; its generated classes for every kind are not used, since they lose fields that they do not know.
+"""
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
+
+from multislo_operator.kubernetes.names import FIELD_MANAGER
+
+CALL_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+CALLS_AT_ONCE = 32
+"""More would only queue in the API server, which then sheds us by its own fairness (429)."""
+PAGE = 500
+WATCH_QUIET_MAX_S = 100.0
+"""The server sends a bookmark about once a minute; a watch that is silent for longer is dead, though TCP has not noticed."""
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+_APPLY = "application/apply-patch+yaml"
+_JSON = "application/json"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+Json = dict[str, Any]
+
+
+class ApiError(Exception):
+    """A call that did not do what it should."""
+
+
+class Refused(ApiError):
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}" if reason else f"{status}: {message}")
+        self.status, self.reason, self.message = status, reason, message
+
+
+class NotFound(Refused):
+    pass
+
+
+class Conflict(Refused):
+    pass
+
+
+class AlreadyExists(Conflict):
+    pass
+
+
+class Gone(Refused):
+    pass
+
+
+class Unreachable(ApiError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind as the API's paths name it."""
+
+    api_version: str
+    name: str
+
+    @property
+    def plural(self) -> str:
+        lower = self.name.lower()
+        return lower[:-1] + "ies" if lower.endswith("y") else lower + "s"
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        root = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+        parts = [root, f"namespaces/{quote(namespace)}"] if namespace else [root]
+        parts += [self.plural, *(quote(part) for part in (name, subresource) if part)]
+        return "/".join(parts)
+
+    @staticmethod
+    def of(object: Mapping[str, Any]) -> "Kind":
+        return Kind(object["apiVersion"], object["kind"])
+
+
+@dataclass(slots=True)
+class Calls:
+    """How many calls were made, by (verb, kind); a read reads, anything else writes."""
+
+    made: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By (verb, class of the error)."""
+
+    READS: ClassVar = frozenset({"get", "list", "watch"})
+
+    def reads(self) -> int:
+        return sum(count for (verb, _), count in self.made.items() if verb in self.READS)
+
+    def writes(self) -> int:
+        return sum(count for (verb, _), count in self.made.items() if verb not in self.READS)
+
+
+class Api:
+    """The API server. Objects that are handed out are the caller's to keep, not to change."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.calls = Calls()
+        self.wrote: Callable[[str, str], None] = lambda verb, kind: None
+        """Told the verb and the kind of each write that was taken."""
+        self.host: str = configuration.host
+        self._configuration = configuration
+        self._rest = RESTClientObject(configuration)
+        self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
+
+    async def close(self) -> None:
+        await self._rest.close()
+
+    # -- calls ---------------------------------------------------------------------------------------------------------------
+
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Json:
+        return await self._call("get", "GET", kind, kind.path(namespace, name))
+
+    async def plurals(self, api_version: str) -> set[str]:
+        """The kinds that the server has under an API version, as its paths name them. Raises NotFound where it has none."""
+        kind = Kind(api_version, "APIResourceList")
+        found = await self._call("get", "GET", kind, kind.path(None).rsplit("/", 1)[0])
+        return {resource["name"] for resource in found.get("resources") or ()}
+
+    async def list(
+        self, kind: Kind, namespace: str | None, labels: str = "", metadata_only: bool = False
+    ) -> tuple[list[Json], str]:
+        """All of them, page by page, and the version of the list, from which a watch goes on."""
+        found: list[Json] = []
+        query = {"limit": str(PAGE), **({"labelSelector": labels} if labels else {})}
+        while True:
+            path = f"{kind.path(namespace)}?{urlencode(query)}"
+            page = await self._call("list", "GET", kind, path, accept=_METADATA_LIST if metadata_only else _JSON)
+            found += page.get("items") or []
+            metadata = page["metadata"]
+            if not metadata.get("continue"):
+                return found, metadata["resourceVersion"]
+            query["continue"] = metadata["continue"]
+
+    async def watch(
+        self, kind: Kind, namespace: str | None, since: str, for_s: int, labels: str = "", metadata_only: bool = False
+    ) -> AsyncIterator[tuple[str, Json]]:
+        """(type, object) as they come, bookmarks too, until the server ends it or it falls silent. Raises Gone, Unreachable, Refused."""
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": since,
+            "timeoutSeconds": str(for_s),
+            **({"labelSelector": labels} if labels else {}),
+        }
+        self.calls.made["watch", kind.name] += 1
+        path = f"{kind.path(namespace)}?{urlencode(query)}"
+        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=WATCH_QUIET_MAX_S)
+        try:
+            response = await self._send("GET", path, None, _JSON, timeout, _METADATA if metadata_only else _JSON)
+            try:
+                if response.status != 200:
+                    raise _failure(response.status, await response.read())
+                async for line in response.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise _failure(event["object"].get("code", 500), json.dumps(event["object"]).encode())
+                    yield event["type"], event["object"]
+            finally:
+                response.close()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise Unreachable(f"watch {kind.plural}: {_words(error)}") from None
+
+    async def create(self, object: Mapping[str, Any]) -> Json:
+        kind = Kind.of(object)
+        path = kind.path(object["metadata"].get("namespace"))
+        return await self._call("create", "POST", kind, _managed(path), dict(object))
+
+    async def replace(self, object: Mapping[str, Any]) -> Json:
+        """The whole object; its resourceVersion says on which one it rests."""
+        kind, metadata = Kind.of(object), object["metadata"]
+        path = kind.path(metadata.get("namespace"), metadata["name"])
+        return await self._call("update", "PUT", kind, _managed(path), dict(object))
+
+    async def apply(self, object: Mapping[str, Any]) -> Json:
+        """Server-side apply, by force, as the one field manager."""
+        kind, metadata = Kind.of(object), object["metadata"]
+        path = _managed(kind.path(metadata.get("namespace"), metadata["name"])) + "&force=true"
+        return await self._call("apply", "PATCH", kind, path, dict(object), _APPLY)
+
+    async def scale(self, kind: Kind, scale: Json) -> Json:
+        """Server-side apply of a Scale object to what it scales; with a resourceVersion in it: only if that is still the present one."""
+        metadata = scale["metadata"]
+        path = _managed(kind.path(metadata["namespace"], metadata["name"], "scale")) + "&force=true"
+        return await self._call("scale", "PATCH", kind, path, scale, _APPLY)
+
+    async def patch(
+        self, kind: Kind, namespace: str, name: str, body: Json, style: str = MERGE, subresource: str | None = None
+    ) -> Json:
+        path = _managed(kind.path(namespace, name, subresource))
+        return await self._call("patch", "PATCH", kind, path, body, style)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str | None = None) -> Json:
+        """Gracefully; its children by the garbage collector. With a uid: only that very object, else Conflict."""
+        body: Json = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
+        return await self._call("delete", "DELETE", kind, kind.path(namespace, name), body)
+
+    # -- how -----------------------------------------------------------------------------------------------------------------
+
+    async def _call(
+        self, verb: str, method: str, kind: Kind, path: str, body: Json | None = None, style: str = _JSON,
+        accept: str = _JSON,
+    ) -> Json:  # fmt: skip
+        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        self.calls.made[verb, kind.name] += 1
+        try:
+            async with self._slots:
+                response = await self._send(method, path, body, style, timeout, accept)
+                try:
+                    answer = await response.read()
+                finally:
+                    response.release()
+            if not 200 <= response.status < 300:
+                raise _failure(response.status, answer)
+            document: Json = json.loads(answer)
+            if verb not in Calls.READS:
+                self.wrote(verb, kind.name)
+            return document
+        except ApiError as error:
+            self.calls.failed[verb, type(error).__name__] += 1
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            self.calls.failed[verb, Unreachable.__name__] += 1
+            raise Unreachable(f"{verb} {kind.plural}: {_words(error)}") from None
+
+    async def _send(
+        self, method: str, path: str, body: Json | None, style: str, limits: aiohttp.ClientTimeout, accept: str
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": accept, "Content-Type": style, "User-Agent": FIELD_MANAGER}
+        bearer = (await self._configuration.auth_settings()).get("BearerToken")  # Reads a token again that has run out.
+        if bearer is not None:
+            headers["Authorization"] = str(bearer["value"])
+        url = self.host + path
+        answer = await self._rest.request(method, url, headers, body, _request_timeout=limits)  # type: ignore[no-untyped-call]
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+
+async def connect(kubeconfig: Path | None = None) -> Api:
+    """By the kubeconfig that is named here or in KUBECONFIG; else as the pod that this is; else by ~/.kube/config. Raises ApiError."""
+    configuration = Configuration()
+    try:
+        if kubeconfig is None and "KUBECONFIG" not in os.environ and _IN_POD.exists():  # noqa: ASYNC240
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            path = None if kubeconfig is None else str(kubeconfig)
+            loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
+                path, client_configuration=configuration, persist_config=False
+            )
+            if "exec" in (loader._user or {}):  # Its tokens run out; the package renews them only where it is asked to.
+                configuration.refresh_api_key_hook = _exec_again(loader)
+    except (config.ConfigException, OSError) as error:
+        raise Unreachable(f"no way to the API server: {error}") from None
+    return Api(configuration)
+
+
+def _exec_again(loader: Any) -> Any:
+    due = asyncio.get_running_loop().time() + 60.0
+
+    async def renew(configuration: Configuration) -> None:
+        nonlocal due
+        now = asyncio.get_running_loop().time()
+        if now >= due:
+            due = now + 60.0
+            await loader.load_from_exec_plugin()
+            configuration.api_key["BearerToken"] = loader.token
+
+    return renew
+
+
+def _managed(path: str) -> str:
+    return f"{path}?fieldManager={FIELD_MANAGER}"
+
+
+def _failure(status: int, body: bytes) -> ApiError:
+    try:
+        document = json.loads(body)
+        reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
+    except (ValueError, AttributeError):  # Something in front of the API server answered.
+        reason, message = "", body[:300].decode(errors="replace")
+    if status == 429 or status >= 500:
+        return Unreachable(f"the API server answers {status} {reason}: {message}")
+    if status == 409 and reason == "AlreadyExists":
+        return AlreadyExists(status, reason, message)
+    return {404: NotFound, 409: Conflict, 410: Gone}.get(status, Refused)(status, reason, message)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"{error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+    return str(error) or type(error).__name__
