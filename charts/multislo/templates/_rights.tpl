@@ -1,0 +1,47 @@
+{{/* What the operator may do in a namespace that it looks after, and why. Nothing else, and no reading of Secrets. */}}
+{{- define "multislo.rights" -}}
+# The fleets: read what is wanted, report what is.
+- apiGroups: [multislo.dev]
+  resources: [multisloservings]
+  verbs: [get, list, watch]
+- apiGroups: [multislo.dev]
+  resources: [multisloservings/status]
+  verbs: [patch]
+# Engines and routers.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments/scale]
+  verbs: [get, patch]
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get, list, watch]
+# Their pods: gates, drains, the move from tier to tier; delete is for the one that makes room in a roll-out.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch, delete]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
+# What belongs to a fleet beside them. A profile may come in a ConfigMap of the user's.
+- apiGroups: [""]
+  resources: [services, configmaps, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, create, patch, delete]
+# A router's token is derived and so need never be read back.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
