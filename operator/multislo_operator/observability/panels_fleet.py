@@ -309,4 +309,44 @@ OPERATOR = Row(
     ),
 )
 
-ROWS = (STATE, INSTANCES, GRADIENT, SCALING, OPERATOR)
+POD = "{{fleet}} {{pod}}"
+
+ENGINES = Row(
+    "What the engines say",
+    (
+        Panel(
+            "Running requests",
+            "In the engine's batch.",
+            [Query(of_tier("vllm:num_requests_running"), POD)],
+            width=8,
+        ),
+        Panel(
+            "Requests waiting inside engines",
+            "More than a few for long: the router believes in more room than there is.",
+            [Query(of_tier("vllm:num_requests_waiting"), POD)],
+            width=8,
+        ),
+        Panel(
+            "KV cache in use",
+            "As the engine counts it.",
+            [Query(of_tier("vllm:kv_cache_usage_perc"), POD)],
+            unit="percentunit",
+            most=1.0,
+            width=8,
+        ),
+        Panel(
+            "Preemptions",
+            "Requests that lost their KV cache to others: there ought to be none.",
+            [Query(rate(of_tier("vllm:num_preemptions_total"), "namespace, fleet, pod"), POD)],
+            unit="ops",
+        ),
+        Panel(
+            "Tokens a second",
+            "Generated, by engine.",
+            [Query(rate(of_tier("vllm:generation_tokens_total"), "namespace, fleet, pod"), POD)],
+            stacked=True,
+        ),
+    ),
+)
+
+ROWS = (STATE, INSTANCES, GRADIENT, SCALING, ENGINES, OPERATOR)
