@@ -132,6 +132,11 @@ class Model(Part):
         default=None,
         description="A tokenizer.json with which the router counts prompt tokens exactly. Default: none, lengths are estimated from bytes.",
     )
+    token_secret: ObjectName | None = Field(
+        default=None,
+        description="Kubernetes Secret in the manifest's namespace whose key token holds the Hugging Face token that the engines load the "
+        "model with; on one machine the environment's HF_TOKEN is used. Default: none.",
+    )
 
 
 class ProfileFile(Part):
@@ -209,6 +214,16 @@ class Emulation(Part):
     )
 
 
+class Cache(Part):
+    """Where an engine keeps what it has downloaded. Without meaning on one machine, and for Emulated."""
+
+    claim: ObjectName | None = Field(
+        default=None,
+        description="PersistentVolumeClaim in the manifest's namespace (ReadWriteMany, where engines run on several nodes) that keeps the "
+        "model's weights between starts. Default: none, each pod downloads them.",
+    )
+
+
 class Engine(Part):
     """The inference engine that every instance runs."""
 
@@ -252,6 +267,9 @@ class Engine(Part):
         },
         description="What to lay over the pods' template, as a strategic merge: a mapping with metadata and spec (node selector, "
         "tolerations, volumes, environment, resources). Default: nothing.",
+    )
+    cache: Cache = Field(
+        default=Cache(), description="Where an engine keeps what it has downloaded. Default: in its pod, and no longer."
     )
     emulation: Emulation = Field(
         default=Emulation(), description="How emulated engines differ from the profile. Default: not at all."

@@ -189,6 +189,10 @@ RULES: list[tuple[dict[str, object], str]] = [
         'spec.tiers[1].name: "realtime" must differ from spec.tiers[0].name ("realtime"): a tier\'s name must be unique',
     ),
     (
+        {"spec.tiers.0.name": "router"},
+        'spec.tiers[0].name: "router" is reserved; must be another name than router and warm',
+    ),
+    (
         {"spec.tiers.1.slo.tpot": "0.02s"},
         'spec.tiers[1].slo.tpot: "0.02s" must differ from spec.tiers[0].slo.tpot ("20ms"): a tier is its tpot, so each must have its own',
     ),
