@@ -145,3 +145,15 @@ def test_vllm_writes_where_it_may(cluster: Any) -> None:
     for variable in container["env"]:
         if variable["name"] != "USER":
             assert any(variable["value"].startswith(path) for path in mounted)
+
+
+def test_the_hubs_token_comes_from_a_secret_and_weights_may_stay_in_a_claim(cluster: Any) -> None:
+    cluster.spec["model"]["tokenSecret"] = "hub"
+    cluster.spec["engine"]["cache"] = {"claim": "models"}
+    container = engine(cluster)
+    token = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    assert {"name": "HF_TOKEN", "valueFrom": token} in container["env"]
+    (home,) = [variable["value"] for variable in container["env"] if variable["name"] == "HF_HOME"]
+    assert {"name": "weights", "mountPath": home} in container["volumeMounts"]
+    claim = {"claimName": "models"}
+    assert {"name": "weights", "persistentVolumeClaim": claim} in cluster.pod("llama-batch")["volumes"]

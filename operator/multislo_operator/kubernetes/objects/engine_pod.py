@@ -27,6 +27,11 @@ PORT = 8000
 PROFILE_FOLDER = "/etc/multislo"
 CACHE = "/cache"
 """HOME of vLLM: whatever it, PyTorch, Triton and the hub's client keep between two starts lands below."""
+WEIGHTS = f"{CACHE}/huggingface"
+"""Where the hub's client keeps what it downloads: in the user's claim, if there is one. Compiled kernels stay in the pod: many engines that
+write them into one shared folder are nobody's tested case."""
+HF_TOKEN_KEY = "token"
+"""The key of the user's Secret under which the token is."""
 VLLM_USER, VLLM_GROUP = 2000, 0
 """The user `vllm` of vLLM's images, which start as root otherwise. Its group owns what it must write."""
 SHM_GI_PER_ACCELERATOR = 2
@@ -130,26 +135,33 @@ def _common(manifest: MultiSLOServing, profile: Profile, stop: Stopping) -> dict
 def _vllm(manifest: MultiSLOServing, profile: Profile, tier: str | None) -> dict[str, Any]:
     spec = manifest.spec
     accelerator = spec.engine.accelerator
+    env: list[dict[str, Any]] = [
+        {"name": "HOME", "value": CACHE},
+        # PyTorch asks for the user's name, which fails for a number that the image does not know.
+        {"name": "USER", "value": "vllm"},
+        {"name": "HF_HOME", "value": WEIGHTS},
+    ]
+    if spec.model.token_secret is not None:
+        token = {"secretKeyRef": {"name": spec.model.token_secret, "key": HF_TOKEN_KEY}}
+        env.append({"name": "HF_TOKEN", "valueFrom": token})
+    mounts = [
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "cache", "mountPath": CACHE},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    if spec.engine.cache.claim is not None:
+        mounts.append({"name": "weights", "mountPath": WEIGHTS})
     return {
         "image": spec.engine.image,
         "command": ["vllm", "serve"],
         "args": [spec.model.name, *engine_flags.vllm_args(manifest, profile, tier, listening(manifest))],
-        "env": [
-            {"name": "HOME", "value": CACHE},
-            # PyTorch asks for the user's name, which fails for a number that the image does not know.
-            {"name": "USER", "value": "vllm"},
-            {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
-        ],
+        "env": env,
         "resources": {
             "limits": {accelerator.resource: str(accelerator.per_instance)},
             # A floor, so that engines are not the first to be evicted. What a model needs only its user knows.
             "requests": {"cpu": "1", "memory": "4Gi"},
         },
-        "volumeMounts": [
-            {"name": "shm", "mountPath": "/dev/shm"},
-            {"name": "cache", "mountPath": CACHE},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": mounts,
         "securityContext": CONTAINER_SECURITY,
     }
 
@@ -160,12 +172,16 @@ def _vllm_security() -> dict[str, Any]:
 
 
 def _vllm_volumes(manifest: MultiSLOServing) -> list[dict[str, Any]]:
-    shm = f"{SHM_GI_PER_ACCELERATOR * manifest.spec.engine.accelerator.per_instance}Gi"
-    return [
+    engine = manifest.spec.engine
+    shm = f"{SHM_GI_PER_ACCELERATOR * engine.accelerator.per_instance}Gi"
+    volumes: list[dict[str, Any]] = [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}},
         {"name": "cache", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
     ]
+    if engine.cache.claim is not None:
+        volumes.append({"name": "weights", "persistentVolumeClaim": {"claimName": engine.cache.claim}})
+    return volumes
 
 
 def _emulated(manifest: MultiSLOServing, profile: Profile, context: Context, tier: str | None) -> dict[str, Any]:

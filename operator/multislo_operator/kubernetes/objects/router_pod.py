@@ -48,7 +48,7 @@ def router_config(manifest: MultiSLOServing) -> str:
             "kind": whole["kind"],
             "metadata": {key: whole["metadata"][key] for key in ("name", "namespace")},
             "spec": {
-                "model": spec["model"],
+                "model": {key: value for key, value in spec["model"].items() if key != "tokenSecret"},
                 "profile": {"configMap": profile_config(manifest.metadata.name)},
                 "engine": engine,
                 "tiers": tiers,
