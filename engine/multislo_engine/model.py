@@ -8,12 +8,12 @@ block left. An iteration takes what the latency model says of its batch, times `
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
-from multislo_engine.planners.view import EngineView, Job, Plan, Planner
+from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, Planner
 from multislo_perf.latency import LatencyModel
 
 _ORDER = attrgetter("order")
@@ -65,7 +65,30 @@ class EngineToken(NamedTuple):
     finished: bool
 
 
-_new_token = tuple.__new__
+class EngineEnd(NamedTuple):
+    """The last token of request `id` was made; `late` of its tokens came after they were due."""
+
+    id: int
+    tokens: int
+    late: int
+
+
+@dataclass(slots=True)
+class Iteration:
+    """What one iteration yielded, without an object a token: a token for every request that decodes but those `left_out`, and one for
+    each whose prefill ended in it."""
+
+    at: float
+    decoded: int
+    """How many decodes got a token."""
+    left_out: list[int] = field(default_factory=list)
+    """Ids of those past their first token that got none: left out by the planner, or preempted."""
+    prefilled: list[EngineToken] = field(default_factory=list)
+    ended: list[EngineEnd] = field(default_factory=list)
+
+
+_NEAR_S = 1e-9
+"""A token so little after its deadline is in time: what rounding makes of a sum."""
 
 
 class EngineModel:
@@ -90,11 +113,14 @@ class EngineModel:
         self._latency = latency
         self._jitter = jitter
         self._blocks_max = config.kv_tokens_max // config.block_tokens
-        self._view = EngineView(config.batch_tokens, config.seqs_max, config.block_tokens, self._blocks_max)
+        self._view = EngineView(
+            config.batch_tokens, config.seqs_max, config.block_tokens, self._blocks_max, Decodes(config.block_tokens)
+        )
         self._jobs: dict[int, Job] = {}
-        self._plan = Plan([], [])
+        self._plan = Plan([])
         self._ends = inf
-        self._short: list[Job] = []  # decodes whose last block is full
+        self._due_least = inf  # no decode's next token is due before
+        self._preempted: list[int] = []  # ids of those that must prefill again, before they decode on
         self._aborting: list[Job] = []
         self._sequence = 0
         self._admissions = 0
@@ -155,7 +181,7 @@ class EngineModel:
         job.aborted = True
         if job.admitted < 0:
             self._unwait(job)
-            del self._jobs[id]
+            self._free(job)
         else:
             self._aborting.append(job)
 
@@ -172,15 +198,21 @@ class EngineModel:
             self._start(at)
         return tokens
 
+    def end_iteration(self) -> Iteration:
+        """What the running iteration yields, at `next_at()`, and the next one begun: `advance` without an object a token."""
+        iteration = self._complete(self._ends, None)
+        self._start(iteration.at)
+        return iteration
+
     def _start(self, now: float) -> None:
         """Plans the next iteration and sets when it ends, or goes idle."""
         view = self._view
-        if not view.decodes and not view.prefills and not view.waiting:
+        if not view.decodes.jobs and not view.prefills and not view.waiting:
             self._ends = inf
-            self._plan = Plan([], [])
+            self._plan = Plan([])
             return
         view.admitting = True
-        if self._short:
+        if view.decodes.jobs:
             self._extend()
         plan, grown = self._fitting_plan(now)
         for (job, _), blocks in zip(plan.chunks, grown, strict=True):
@@ -197,111 +229,143 @@ class EngineModel:
         while True:
             plan = self.planner.plan(now, view)
             if not plan.chunks:
-                if not plan.decodes:
+                if (plan.decodes is not None and not len(plan.decodes)) or not view.decodes.jobs:
                     raise RuntimeError(f"the planner {self.planner.name!r} left an engine with work idle")
                 return plan, []
             grown = [max(0, view.blocks(job.context + tokens) - job.blocks) for job, tokens in plan.chunks]
             if sum(grown) <= view.blocks_free:
                 return plan, grown
-            if not view.decodes and not view.prefills:
+            if not view.decodes.jobs and not view.prefills:
                 raise RuntimeError(f"the planner {self.planner.name!r} admitted more than the KV cache holds")
             self._preempt(self.planner.victim(view))
             view.admitting = False
 
     def _iteration_s(self, plan: Plan) -> float:
         view = self._view
-        decodes = plan.decodes
-        kv_tokens = view.decode_kv_tokens if decodes is view.decodes else sum([job.tokens for job in decodes])
+        if plan.decodes is None:
+            decodes, kv_tokens = len(view.decodes.jobs), view.decode_kv_tokens
+        else:
+            decodes, kv_tokens = len(plan.decodes), view.decodes.kv_tokens(plan.decodes)
         chunks = plan.chunks
         if not chunks:
-            seconds = self._latency.iteration_s(0, 0, len(decodes), kv_tokens)
+            seconds = self._latency.iteration_s(0, 0, decodes, kv_tokens)
         elif len(chunks) == 1:
             job, tokens = chunks[0]
-            seconds = self._latency.iteration_s(tokens, job.context, len(decodes), kv_tokens)
+            seconds = self._latency.iteration_s(tokens, job.context, decodes, kv_tokens)
         else:
             pairs = [(tokens, job.context) for job, tokens in chunks]
-            seconds = self._latency.batch_s(pairs, len(decodes), kv_tokens)
+            seconds = self._latency.batch_s(pairs, decodes, kv_tokens)
         return seconds if self._jitter is None else seconds * self._jitter()
 
-    def _complete(self, at: float, tokens: list[EngineToken]) -> None:
-        """Ends the running iteration: its tokens, its finished, its aborted."""
+    def _complete(self, at: float, tokens: list[EngineToken] | None) -> Iteration:
+        """Ends the running iteration: its tokens (each in `tokens`, where somebody wants them), its finished, its aborted."""
         self.iterations += 1
-        view = self._view
+        plan = self._plan
+        count = len(self._view.decodes.jobs) if plan.decodes is None else len(plan.decodes)
+        made = Iteration(at, count)
+        if count:
+            self._complete_decodes(plan, made, tokens)
+        elif self._view.decodes.jobs:
+            made.left_out = [job.id for job in self._view.decodes.jobs]
+        if self._preempted and count:
+            made.left_out.extend(self._preempted)
         if self._aborting:
             self._drop_aborted()
-        plan = self._plan
-        decodes = plan.decodes
-        finished = 0
-        # The hot loop of every simulation: one pass, three stores a token.
-        for job in decodes:
-            index = job.produced
-            job.produced = index + 1
-            job.until = until = job.until - 1
-            if until:
-                tokens.append(_new_token(EngineToken, (job.id, index, at, False)))
-            elif index + 1 == job.output_tokens:
-                tokens.append(_new_token(EngineToken, (job.id, index, at, True)))
-                finished += 1
-                view.decode_kv_tokens -= job.prompt_tokens + index + 1
-                self._free(job)
-            else:
-                tokens.append(_new_token(EngineToken, (job.id, index, at, False)))
-                self._short.append(job)
-        view.decode_kv_tokens += len(decodes)
-        self.decode_tokens += len(decodes)
-        self.output_tokens += len(decodes)
-        if finished:
-            view.decodes = [job for job in view.decodes if job.blocks]
+        self.decode_tokens += made.decoded
+        self.output_tokens += made.decoded
         for job, chunk in plan.chunks:
+            if job.aborted:
+                continue
             self.prefill_tokens += chunk
             job.context += chunk
             if job.context == job.prompt_tokens + job.produced:
-                self._first_token(job, at, tokens)
+                self._first_token(job, at, made)
+        if tokens is not None:
+            tokens.extend(made.prefilled)
+        return made
 
-    def _first_token(self, job: Job, at: float, tokens: list[EngineToken]) -> None:
+    def _complete_decodes(self, plan: Plan, made: Iteration, tokens: list[EngineToken] | None) -> None:
+        view = self._view
+        decodes = view.decodes
+        slots = plan.decodes
+        if slots is not None and len(slots) < len(decodes.jobs):
+            taking = set(slots.tolist())
+            made.left_out = [job.id for slot, job in enumerate(decodes.jobs) if slot not in taking]
+        at = made.at - _NEAR_S
+        if at > self._due_least:
+            self._due_least = decodes.count_late(slots, at)
+        ended = decodes.step(slots)
+        view.decode_kv_tokens += made.decoded
+        for job in self._aborting:
+            if job.slot >= 0 and job.id not in made.left_out:
+                made.decoded -= 1
+        if tokens is not None:
+            jobs = decodes.jobs if slots is None else [decodes.jobs[slot] for slot in slots.tolist()]
+            for job in jobs:
+                if not job.aborted:
+                    index = decodes.tokens_of(job) - job.prompt_tokens - 1
+                    tokens.append(EngineToken(job.id, index, made.at, index + 1 == job.output_tokens))
+        for job in ended:
+            if not job.aborted:
+                view.decode_kv_tokens -= job.prompt_tokens + job.output_tokens
+                decodes.remove(job)
+                made.ended.append(EngineEnd(job.id, job.produced, job.late))
+                self._free(job)
+
+    def _first_token(self, job: Job, at: float, made: Iteration) -> None:
         """A prefill is complete: its last chunk yields a token (not the first one after a preemption)."""
         view = self._view
         view.prefills.remove(job)
+        due_s = job.due_s
+        if at - _NEAR_S > due_s:
+            job.late += 1
         index = job.produced
         job.produced = index + 1
         self.output_tokens += 1
+        if index:
+            self._preempted.remove(job.id)
         finished = job.produced == job.output_tokens
-        tokens.append(EngineToken(job.id, index, at, finished))
+        made.prefilled.append(EngineToken(job.id, index, at, finished))
         if finished:
+            made.ended.append(EngineEnd(job.id, job.produced, job.late))
             self._free(job)
             return
-        view.decodes.append(job)
+        view.decodes.add(job)
         view.decode_kv_tokens += job.tokens
-        room = job.blocks * view.block_tokens - job.context
-        job.until = min(room, job.output_tokens - job.produced)
-        if not room:
-            self._short.append(job)
+        self._due_least = min(self._due_least, job.due_s)
 
     def _extend(self) -> None:
         """One more block for each decode whose last one is full, the longest admitted first; the planner's victims
         pay."""
         view = self._view
-        short, self._short = self._short, []
-        if len(short) > view.blocks_free:
-            short.sort(key=_ADMITTED)
+        decodes = view.decodes
+        full = decodes.full()
+        if not len(full):
+            return
+        if len(full) <= view.blocks_free:
+            view.blocks_free -= len(full)
+            decodes.give_blocks(full)
+            return
+        short = sorted((decodes.jobs[slot] for slot in full.tolist()), key=_ADMITTED)
         for job in short:
             while job.admitted >= 0 and not view.blocks_free:
                 self._preempt(self.planner.victim(view))
                 view.admitting = False
             if job.admitted >= 0:
-                job.blocks += 1
+                decodes.give_block(job)
                 view.blocks_free -= 1
-                job.until = min(view.block_tokens, job.output_tokens - job.produced)
 
     def _preempt(self, job: Job) -> None:
         """Takes a running job's KV; it waits again and will prefill its prompt and its output so far."""
         view = self._view
         self.preemptions += 1
-        view.blocks_free += job.blocks
         self._unrun(job)
+        view.blocks_free += job.blocks
         job.blocks = 0
         job.context = 0
         job.admitted = -1
+        if job.produced and job.id not in self._preempted:
+            self._preempted.append(job.id)
         self._wait(job)
 
     def _drop_aborted(self) -> None:
@@ -309,24 +373,21 @@ class EngineModel:
         for job in aborting:
             self._unrun(job)
             self._free(job)
-        plan = self._plan
-        self._plan = Plan(
-            [chunk for chunk in plan.chunks if not chunk[0].aborted], [job for job in plan.decodes if not job.aborted]
-        )
 
     def _unrun(self, job: Job) -> None:
         """Takes a job out of the running; its blocks are the caller's to free."""
         view = self._view
-        if job in view.prefills:
+        if job.slot < 0:
             view.prefills.remove(job)
         else:
-            # A new list: the plan of the running iteration may be the old one.
-            view.decodes = [other for other in view.decodes if other is not job]
+            view.decodes.remove(job)
             view.decode_kv_tokens -= job.tokens
 
     def _free(self, job: Job) -> None:
         self._view.blocks_free += job.blocks
         job.blocks = 0
+        if job.id in self._preempted:
+            self._preempted.remove(job.id)
         del self._jobs[job.id]
 
     def _admit(self, job: Job) -> None:
@@ -348,21 +409,29 @@ class EngineModel:
     def check(self) -> None:
         """Raises AssertionError unless all invariants hold. For tests: it looks at every job."""
         view = self._view
-        running = [*view.decodes, *view.prefills]
+        decodes = view.decodes
+        running = [*decodes, *view.prefills]
+        blocks = sum(decodes.blocks_of(job) for job in decodes) + sum(job.blocks for job in view.prefills)
         assert 0 <= view.blocks_free <= self._blocks_max, "KV blocks out of range"
-        assert sum(job.blocks for job in running) == self._blocks_max - view.blocks_free, "KV blocks leaked"
+        assert blocks == self._blocks_max - view.blocks_free, "KV blocks leaked"
         assert all(job.blocks == 0 and job.admitted < 0 for job in view.waiting), "a waiting job holds KV"
         assert len(running) + len(view.waiting) == len(self._jobs), "a job is lost or counted twice"
         assert len({job.id for job in (*running, *view.waiting)}) == len(self._jobs), "a job is in two places"
         assert len(running) <= self.config.seqs_max, "too many running"
-        assert view.decode_kv_tokens == sum(job.tokens for job in view.decodes), "KV of the decodes is miscounted"
+        assert view.decode_kv_tokens == decodes.kv_tokens(None), "KV of the decodes is miscounted"
         assert all(0 <= job.produced < job.output_tokens for job in self._jobs.values()), "a finished job is kept"
         assert all(job.prefill_tokens > 0 for job in view.prefills), "a complete prefill is kept"
-        for job in view.decodes:
-            assert job.blocks * view.block_tokens >= job.tokens - 1, "a decode has fewer blocks than tokens"
+        again = [job.id for job in (*view.waiting, *view.prefills) if job.produced]
+        assert sorted(self._preempted) == sorted(again), "a preempted job is forgotten"
+        for slot, job in enumerate(decodes):
+            assert job.slot == slot, "a decode is not in its slot"
+            assert decodes.tokens_of(job) - job.prompt_tokens < job.output_tokens, "a finished decode is kept"
+            assert decodes.blocks_of(job) * view.block_tokens >= decodes.tokens_of(job) - 1, "a decode lacks blocks"
+            assert float(decodes.due_s[slot]) >= self._due_least - _NEAR_S, "a deadline is overlooked"
         orders = [job.order for job in view.waiting]
         assert orders == sorted(orders), "the waiting are unsorted"
-        batch = len(self._plan.decodes) + sum(tokens for _, tokens in self._plan.chunks)
+        planned = self._plan.decodes
+        batch = (len(decodes) if planned is None else len(planned)) + sum(tokens for _, tokens in self._plan.chunks)
         assert batch <= self.config.batch_tokens, "a plan over the token budget"
         assert (self._ends == inf) == (not self._jobs), "idle with work, or busy without"
         if not self._jobs:

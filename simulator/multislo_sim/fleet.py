@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from multislo_engine.model import EngineConfig, EngineModel, EngineRequest
-from multislo_engine.planners import planner_named
+from multislo_engine.planners import Planner, planner_named
 from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
@@ -28,6 +28,8 @@ class Scenario:
     homes: tuple[str | None, ...]
     truth: LatencyModel
     place_by: PlaceBy | None = None
+    planner: Planner | None = None
+    """Of every engine; None: the one that goes with the core's scheduler."""
     check_every_event: bool = False
 
 
@@ -57,6 +59,7 @@ class Outcome:
     core: RouterCore
     ended_at: float
     events: int = 0
+    iterations: int = 0
     preemptions: int = 0
     busy: list[float] = field(default_factory=list)
 
@@ -80,7 +83,7 @@ class SimulatedFleet:
                     batch_tokens=tiers[home].batch_tokens if home else limits.warm_batch_tokens,
                     seqs_max=limits.seqs_max,
                 ),
-                planner_named(_PLANNERS[limits.scheduler], config.latency),
+                scenario.planner or planner_named(_PLANNERS[limits.scheduler], config.latency),
             )
             for home in scenario.homes
         ]
@@ -123,7 +126,14 @@ class SimulatedFleet:
             events += 1
             if self.scenario.check_every_event:
                 self.core.check()
-        return Outcome(self.records, self.core, self.now, events, sum(engine.preemptions for engine in self.engines))
+        return Outcome(
+            self.records,
+            self.core,
+            self.now,
+            events,
+            sum(engine.iterations for engine in self.engines),
+            sum(engine.preemptions for engine in self.engines),
+        )
 
     def _arrive(self, number: int) -> None:
         request = self.records[number].request
@@ -176,37 +186,28 @@ class SimulatedFleet:
             return  # an entry that a later submission has made stale
         core = self.core
         now = self.now
-        for id, token, _, finished in engine.advance(now):
-            record = self.records[id]
-            request = record.request
+        seen = engine.end_iteration()
+        if seen.decoded:
+            core.handle(e.IterationSeen(now, self.names[index], seen.left_out))
+        for id, token, _, _ in seen.prefilled:
             if token == 0:
-                record.first_token_s = now - request.at_s
-            ttft_s, tpot_s = self._slo(record)
-            if now > request.at_s + ttft_s + token * tpot_s + 1e-9:
-                record.missed += 1
-            record.tokens += 1
+                record = self.records[id]
+                record.first_token_s = now - record.request.at_s
             made = core.handle(e.TokensReceived(now, id, 1))
             if made:
                 self._carry_out(made)
-            if finished:
-                record.finished_at = now
-                made = core.handle(e.RequestEnded(now, id, e.Outcome.COMPLETED))
-                if made:
-                    self._carry_out(made)
+        for id, tokens, late in seen.ended:
+            record = self.records[id]
+            record.tokens = tokens
+            record.missed = late
+            record.finished_at = now
+            made = core.handle(e.RequestEnded(now, id, e.Outcome.COMPLETED))
+            if made:
+                self._carry_out(made)
         wake_at = core.wake_at
         if wake_at is not None and (not self._heap or wake_at < self._heap[0][0]):
             self._push(wake_at if wake_at > now else now, -1)
         self._wake_engine(index)
-
-    def _slo(self, record: Record) -> tuple[float, float]:
-        request = record.request
-        if request.ttft_s is not None and request.tpot_s is not None:
-            return request.ttft_s, request.tpot_s
-        tier = self.core.tier_by_name[record.tier]
-        return (
-            tier.ttft_s if request.ttft_s is None else request.ttft_s,
-            tier.tpot_s if request.tpot_s is None else request.tpot_s,
-        )
 
 
 def attainment(records: Sequence[Record], start_s: float, end_s: float) -> dict[str, float]:

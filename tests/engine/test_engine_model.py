@@ -221,3 +221,33 @@ def test_a_senseless_engine_is_refused_by_the_name_of_the_field(field: str, valu
     settings = {"kv_tokens_max": 1600, "batch_tokens": 64, field: value}
     with pytest.raises(ValueError, match=field):
         EngineConfig(**settings)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ASKS, ENGINES)
+def test_iterations_without_an_object_a_token_say_the_same_as_the_tokens(asks: list, shape: tuple) -> None:
+    singly, whole = engine(*shape), engine(*shape)
+    due = {}
+    for id, (_, prompt, output, priority, (ttft_s, tpot_s), _) in enumerate(asks):
+        due[id] = (ttft_s, tpot_s)
+        for model in (singly, whole):
+            model.submit(0.0, EngineRequest(id, prompt, output, priority, ttft_s, tpot_s))
+    decoding: dict[int, int] = {}
+    late: dict[int, int] = dict.fromkeys(due, 0)
+    while (at := singly.next_at()) is not None:
+        tokens = singly.advance(at)
+        seen = whole.end_iteration()
+        assert seen.at == at
+        first = {token.id for token in seen.prefilled}
+        taking = decoding.keys() - set(seen.left_out) if seen.decoded else set()
+        assert {token.id for token in tokens if token.id not in first} == taking
+        assert seen.decoded == len(tokens) - len(first)
+        for token in tokens:
+            ttft_s, tpot_s = due[token.id]
+            late[token.id] += ttft_s < inf and at > ttft_s + token.index * tpot_s + 1e-9
+            decoding[token.id] = token.index
+        ended = {token.id: token.index + 1 for token in tokens if token.finished}
+        assert {end.id: end.tokens for end in seen.ended} == ended
+        for end in seen.ended:
+            del decoding[end.id]
+            assert due[end.id][0] == inf or end.late == late[end.id]

@@ -1,6 +1,6 @@
 """vLLM's own scheduling: decodes first, chunks within a static budget, FCFS or priority."""
 
-from multislo_engine.planners import EngineView, Fcfs, Job, Planner, Priority
+from multislo_engine.planners import Decodes, EngineView, Fcfs, Job, Planner, Priority
 
 
 def job(id: int, prompt: int = 100, **more: float) -> Job:
@@ -14,6 +14,7 @@ def job(id: int, prompt: int = 100, **more: float) -> Job:
 
 def view(planner: Planner, waiting: list[Job], **more: object) -> EngineView:
     settings: dict = {"batch_tokens": 256, "seqs_max": 64, "block_tokens": 16, "blocks_free": 1000, **more}
+    settings["decodes"] = Decodes(16, settings.get("decodes", ()))
     made = EngineView(**settings)
     made.waiting = sorted(waiting, key=planner.order)
     return made
@@ -26,7 +27,7 @@ def chunks(planner: Planner, seen: EngineView) -> list[tuple[int, int]]:
 def test_decodes_come_first_and_the_prompt_gets_the_rest_of_the_budget() -> None:
     seen = view(Fcfs(), [job(9, prompt=1000)], decodes=[job(i, produced=5) for i in range(56)])
     plan = Fcfs().plan(0.0, seen)
-    assert plan.decodes == seen.decodes
+    assert plan.decodes is None
     assert [(job.id, tokens) for job, tokens in plan.chunks] == [(9, 200)]
 
 
@@ -78,7 +79,7 @@ def test_nobody_is_admitted_in_an_iteration_that_preempted() -> None:
 def test_more_decodes_than_budget_run_in_order_of_admission() -> None:
     seen = view(Fcfs(), [job(9)], decodes=[job(i, produced=1) for i in range(8)], batch_tokens=5)
     plan = Fcfs().plan(0.0, seen)
-    assert [job.id for job in plan.decodes] == [0, 1, 2, 3, 4]
+    assert [seen.decodes.jobs[slot].id for slot in plan.decodes] == [0, 1, 2, 3, 4]
     assert plan.chunks == []
 
 

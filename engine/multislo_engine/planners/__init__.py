@@ -4,11 +4,12 @@ know nothing else of it."""
 
 from multislo_engine.planners.slo_aware import SloAware
 from multislo_engine.planners.stock import Fcfs, Priority
-from multislo_engine.planners.view import EngineView, Job, Plan, Planner
+from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, Planner
 from multislo_perf.latency import LatencyModel
 
 __all__ = [
     "PLANNERS",
+    "Decodes",
     "EngineView",
     "Fcfs",
     "Job",

@@ -13,11 +13,16 @@ tightest TPOT.
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from heapq import nsmallest
 from math import inf
+from operator import attrgetter
 
-from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
+import numpy as np
+from numpy.typing import NDArray
+
+from multislo_engine.planners.view import TTFT_DEFAULT_S, EngineView, Job, Plan, Slots, last_admitted
 from multislo_perf.latency import LatencyModel
+
+_DUE = attrgetter("due_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +42,35 @@ class SloAware:
     """A prefill is pressed when its deadline is nearer than this times the work that is due by then."""
     waiting_considered: int = 16
     """So many of the waiting are looked at an iteration: more never fit in one."""
-    ttft_s: float = 30.0
-    """Taken as the SLO of a request that has none, so that it is served behind the others but not never."""
-    tpot_s: float = 0.5
 
     @property
     def name(self) -> str:
         return "slo-aware"
 
     def order(self, job: Job) -> tuple[float, ...]:
-        return (self.due_s(job), job.sequence)
+        return (job.due_s, job.sequence)
 
     def victim(self, view: EngineView) -> Job:
         return last_admitted(view)
 
-    def due_s(self, job: Job) -> float:
-        """When the job's next token is due."""
-        ttft_due_s = job.ttft_due_s if job.ttft_due_s < inf else job.arrived_s + self.ttft_s
-        return ttft_due_s + job.produced * (job.tpot_s if job.tpot_s < inf else self.tpot_s)
-
     def plan(self, now: float, view: EngineView) -> Plan:
-        decodes = view.decodes
+        count = len(view.decodes.jobs)
         prefills, lost = self._prefills(now, view)
-        if not decodes:
-            return Plan(self._chunks(now, view, prefills, lost, inf, 0, 0), decodes)
-        slacks, least_s, pace_s = self._slacks(now, decodes)
+        if not count:
+            return Plan(self._chunks(now, view, prefills, lost, inf, 0, 0))
+        slacks = view.decodes.due_s
+        slacks -= now
+        least_s = self._least(slacks)
         budget_s = self.slack_fraction * least_s
-        kv_tokens = view.decode_kv_tokens
         seats = view.batch_tokens - (self.chunk_tokens_min if prefills or lost else 0)
-        alone_s = self.latency.iteration_s(0, 0, len(decodes), kv_tokens)
-        if alone_s > budget_s or len(decodes) > seats or (prefills and self._pressed(now, view, prefills, budget_s)):
-            decodes = self._urgent(view, slacks, max(budget_s, pace_s), max(1, seats), bool(prefills))
-            kv_tokens = sum([job.tokens for job in decodes])
-        return Plan(self._chunks(now, view, prefills, lost, budget_s, len(decodes), kv_tokens), decodes)
+        alone_s = self.latency.iteration_s(0, 0, count, view.decode_kv_tokens)
+        if not (alone_s > budget_s or count > seats or (prefills and self._pressed(now, view, prefills, budget_s))):
+            return Plan(self._chunks(now, view, prefills, lost, budget_s, count, view.decode_kv_tokens))
+        slots = self._urgent(view, slacks, max(budget_s, self._pace(view, slacks)), max(1, seats), bool(prefills))
+        if slots is None:
+            return Plan(self._chunks(now, view, prefills, lost, budget_s, count, view.decode_kv_tokens))
+        kv_tokens = view.decodes.kv_tokens(slots)
+        return Plan(self._chunks(now, view, prefills, lost, budget_s, len(slots), kv_tokens), slots)
 
     def _prefills(self, now: float, view: EngineView) -> tuple[list[Job], list[Job]]:
         """Those that may get a chunk, by deadline, the ones under way and of the waiting those that fit in free KV and seats:
@@ -87,22 +88,22 @@ class SloAware:
         for job in candidates:
             tokens = job.prefill_tokens
             soonest_s = law.attention_s(tokens, job.context) + law.tokens_s(tokens)
-            (in_time if self.due_s(job) - now >= soonest_s else lost).append(job)
+            (in_time if job.due_s - now >= soonest_s else lost).append(job)
         return in_time, lost
 
     def _admissible(self, now: float, view: EngineView) -> list[Job]:
         """Of the waiting, those that free KV blocks and seats allow: those not overdue, then the overdue; but one that is
         overdue for very long comes first."""
         waiting = view.waiting
-        overdue = bisect_left(waiting, now, key=self.due_s)
-        forgotten = 1 if overdue and now - self.due_s(waiting[0]) > self.ttft_s else 0
+        overdue = bisect_left(waiting, now, key=_DUE)
+        forgotten = 1 if overdue and now - waiting[0].due_s > TTFT_DEFAULT_S else 0
         count = self.waiting_considered
         queue = (
             *waiting[:forgotten],
             *waiting[overdue : overdue + count],
             *waiting[forgotten : min(overdue, count)],
         )
-        seats = view.seqs_max - len(view.decodes) - len(view.prefills)
+        seats = view.seqs_max - len(view.decodes.jobs) - len(view.prefills)
         free = view.blocks_free - view.blocks_promised()
         admissible: list[Job] = []
         for job in queue:
@@ -112,38 +113,29 @@ class SloAware:
             admissible.append(job)
         return admissible
 
-    def _slacks(self, now: float, decodes: list[Job]) -> tuple[list[float], float, float]:
-        """Seconds until each decode's next token is due; the least that an iteration has to respect; and the
-        tightest TPOT.
+    def _least(self, slacks: NDArray[np.float64]) -> float:
+        """The least slack that an iteration has to respect.
 
-        One that is lost (due before the shortest iteration could end) holds nobody back: were it owed its pace
+        A decode that is lost (due before the shortest iteration could end) holds nobody back: were it owed its pace
         still, the late would slow the engine down until everybody is late. It is never left out, so it does not starve.
         """
         shortest_s = self.latency.tokens_s(1)
-        least_s = pace_s = inf
-        slacks = []
-        for job in decodes:
-            # `due_s`, written out: this is the planner's hot loop.
-            tpot_s = job.tpot_s
-            if tpot_s == inf:
-                tpot_s = self.tpot_s
-            due_s = job.ttft_due_s
-            if due_s == inf:
-                due_s = job.arrived_s + self.ttft_s
-            slack_s = due_s + job.produced * tpot_s - now
-            slacks.append(slack_s)
-            if slack_s >= shortest_s:
-                if slack_s < least_s:
-                    least_s = slack_s
-                if tpot_s < pace_s:
-                    pace_s = tpot_s
-        return slacks, least_s, pace_s
+        least_s = float(slacks.min())
+        if least_s < shortest_s:
+            alive = slacks[slacks >= shortest_s]
+            least_s = float(alive.min()) if len(alive) else inf
+        return least_s
+
+    def _pace(self, view: EngineView, slacks: NDArray[np.float64]) -> float:
+        """The tightest TPOT of those that are not lost."""
+        tpots = view.decodes.tpot_s[slacks >= self.latency.tokens_s(1)]
+        return float(tpots.min()) if len(tpots) else inf
 
     def _pressed(self, now: float, view: EngineView, prefills: list[Job], budget_s: float) -> bool:
         """Whether some prefill misses its deadline if every iteration carries all the decodes (processor demand, by
         deadline)."""
         law = self.latency
-        batch, kv_tokens = len(view.decodes), view.decode_kv_tokens
+        batch, kv_tokens = len(view.decodes.jobs), view.decode_kv_tokens
         chunk = min(self.chunk_tokens_max, view.batch_tokens - batch)
         if budget_s < inf:
             chunk = min(chunk, law.chunk_max(budget_s, 0, batch, kv_tokens))
@@ -154,13 +146,13 @@ class SloAware:
         for job in prefills:
             tokens = job.prefill_tokens
             work_s += tokens * token_s + law.attention_s(tokens, job.context)
-            if work_s * self.pressed_margin > self.due_s(job) - now:
+            if work_s * self.pressed_margin > job.due_s - now:
                 return True
         return False
 
     def _urgent(
-        self, view: EngineView, slacks: list[float], iteration_s: float, seats: int, prefilling: bool
-    ) -> list[Job]:
+        self, view: EngineView, slacks: NDArray[np.float64], iteration_s: float, seats: int, prefilling: bool
+    ) -> Slots | None:
         """The decodes that cannot sit this iteration out: after it and another like it, their next token would be late.
 
         `iteration_s` is never less than the tightest TPOT. If it were the little slack that is left just now,
@@ -169,13 +161,12 @@ class SloAware:
         """
         if prefilling:
             iteration_s = min(iteration_s, self.latency.tokens_s(min(self.chunk_tokens_max, view.batch_tokens)))
-        soon_s = 2.0 * iteration_s
-        pairs = [(slack_s, job) for slack_s, job in zip(slacks, view.decodes, strict=True) if slack_s < soon_s]
-        if not pairs and not prefilling:
-            pairs = list(zip(slacks, view.decodes, strict=True))
-        if len(pairs) > seats:
-            pairs = nsmallest(seats, pairs, key=_slack)
-        return [job for _, job in pairs]
+        slots = (slacks < 2.0 * iteration_s).nonzero()[0]
+        if not len(slots) and not prefilling:
+            slots = np.arange(len(slacks))
+        if len(slots) > seats:
+            slots = np.sort(slots[np.argsort(slacks[slots], kind="stable")[:seats]])
+        return None if len(slots) == len(slacks) else slots
 
     def _chunks(
         self,
@@ -211,11 +202,7 @@ class SloAware:
             budget_s -= law.attention_s(tokens, job.context)
             if in_time and tokens == job.prefill_tokens:
                 # Its first token comes when the iteration ends: what follows must not make it late.
-                rest_s = self.due_s(job) - now - law.attention_s(tokens, job.context)
+                rest_s = job.due_s - now - law.attention_s(tokens, job.context)
                 if rest_s > law.tokens_s(decodes + used):
                     budget_s = min(budget_s, rest_s)
         return chunks
-
-
-def _slack(pair: tuple[float, Job]) -> float:
-    return pair[0]

@@ -7,7 +7,9 @@ will take (`scheduler_reserve_full_isl`, vLLM's default), and nobody is passed o
 the admission.
 """
 
-from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
+import numpy as np
+
+from multislo_engine.planners.view import EngineView, Job, Plan, Slots, last_admitted
 
 
 class Fcfs:
@@ -39,25 +41,25 @@ class Priority:
         return stock_plan(view)
 
     def victim(self, view: EngineView) -> Job:
-        return max((*view.decodes, *view.prefills), key=self.order)
+        return max([*view.decodes.jobs, *view.prefills], key=self.order)
 
 
 def stock_plan(view: EngineView) -> Plan:
-    """One iteration of the stock scheduler. O(1) beyond the chunks: the decodes are taken as they stand."""
-    decodes = view.decodes
-    budget = view.batch_tokens - len(decodes)
+    """One iteration of the stock scheduler. O(1) beyond the chunks."""
+    count = len(view.decodes.jobs)
+    budget = view.batch_tokens - count
     if budget <= 0:
-        return Plan([], decodes if budget == 0 else decodes[: view.batch_tokens])
+        return Plan([], None if budget == 0 else _first_admitted(view))
     chunks: list[tuple[Job, int]] = []
     for job in view.prefills:
         tokens = min(job.prefill_tokens, budget)
         chunks.append((job, tokens))
         budget -= tokens
         if not budget:
-            return Plan(chunks, decodes)
+            return Plan(chunks)
     if not view.waiting or not view.admitting:
-        return Plan(chunks, decodes)
-    seats = view.seqs_max - len(decodes) - len(view.prefills)
+        return Plan(chunks)
+    seats = view.seqs_max - count - len(view.prefills)
     free = view.blocks_free - view.blocks_promised()
     for job in view.waiting:
         free -= view.blocks(job.tokens)
@@ -67,4 +69,10 @@ def stock_plan(view: EngineView) -> Plan:
         chunks.append((job, tokens))
         budget -= tokens
         seats -= 1
-    return Plan(chunks, decodes)
+    return Plan(chunks)
+
+
+def _first_admitted(view: EngineView) -> Slots:
+    """More decodes than the budget: the longest admitted."""
+    jobs = sorted(view.decodes.jobs, key=lambda job: job.admitted)[: view.batch_tokens]
+    return np.array(sorted(job.slot for job in jobs), np.int64)

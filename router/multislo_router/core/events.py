@@ -1,5 +1,6 @@
 """Everything that can happen to the router's core. Each event carries its own time, in seconds of the caller's monotonic clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -112,6 +113,16 @@ class TokensReceived:
 
 
 @dataclass(slots=True)
+class IterationSeen:
+    """One token more for every request that decodes on an instance, but those `left_out`: an iteration, told in one event by whoever
+    sees whole iterations. Says the same as a `TokensReceived` for each. First tokens are told by those."""
+
+    now: float
+    instance: str
+    left_out: Sequence[int] = ()
+
+
+@dataclass(slots=True)
 class RequestEnded:
     """A request that had been placed or held is over. Of one that does not stream, `tokens` are all that it got."""
 
@@ -139,6 +150,7 @@ class Tick:
 Event = (
     RequestArrived
     | TokensReceived
+    | IterationSeen
     | RequestEnded
     | PromptMeasured
     | SendFailed

@@ -1,6 +1,7 @@
 """What the core believes of one engine server: what it sent there, what came back, and how fast the server really is. Changed by
 `machine` alone; read by the room tests and the placements."""
 
+from collections.abc import Sequence
 from math import exp, inf
 
 from multislo_perf.latency import LatencyModel
@@ -23,6 +24,8 @@ STALE_S = 0.1
 """A belief older than this is brought up to date before it is used (where no token has come to do it)."""
 LEAST_WINDOW_S = 0.02
 """A deadline nearer than this counts as this near in a load: a share of nothing says nothing."""
+ROUNDING_S = 1e-6
+"""More than the error of a deadline that was moved on token by token."""
 LOST_AFTER_S = 1.0
 """A prompt that the engine no longer reports, sent longer ago than this, is not waiting there any more."""
 
@@ -31,12 +34,14 @@ class Instance:
     """One engine server. A restart makes a new object: what was placed before keeps pointing at the old one until it ends."""
 
     __slots__ = (
+        "ahead",
         "batch_tokens",
         "boundary_at",
         "bucket",
         "calibration",
         "decodes",
         "due_least",
+        "due_stale",
         "empty_since",
         "failed",
         "head_since",
@@ -53,6 +58,7 @@ class Instance:
         "load",
         "load_mean",
         "load_mean_at",
+        "lost",
         "prefill_ended_at",
         "prefill_share",
         "prefill_share_at",
@@ -63,6 +69,7 @@ class Instance:
         "tier",
         "tier_counts",
         "touched",
+        "tpot_counts",
         "tpot_tightest_s",
         "tpots",
     )
@@ -88,6 +95,10 @@ class Instance:
         self.prefills: dict[int, Request] = {}
         """In the order in which the engine will finish them."""
         self.decodes: dict[int, Request] = {}
+        self.ahead = 0
+        """Iterations seen whole since `catch_up_all`: so many tokens, less their `behind`, the decodes have beyond what they are booked."""
+        self.lost: dict[int, Request] = {}
+        """The lost among the decodes."""
         self.kv_reserved = 0
         """KV tokens that everything placed here will probably need."""
         self.kv_decode_tokens = 0
@@ -102,7 +113,12 @@ class Instance:
         """Requests here, prefills too, by tier."""
         self.due_least = [inf] * len(tpots)
         """The earliest next-token deadline that can still be met, by tier; exact when refreshed, never too late between."""
+        self.due_stale = False
+        """Whose deadline was the earliest has gone: `due_least` is too early."""
+        self.tpot_counts: dict[float, int] = {}
+        """Requests here that are not lost, by TPOT."""
         self.tpot_tightest_s = inf
+        """The least of these."""
         self.boundary_at = now
         """When an iteration was last seen to end."""
         self.prefill_ended_at = now
@@ -152,8 +168,32 @@ class Instance:
         self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
         if self.limits.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
             self._order_prefills()
-        if request.tpot_s < self.tpot_tightest_s and not request.lost:
-            self.tpot_tightest_s = request.tpot_s
+        if not request.lost:
+            self._count_tpot(request.tpot_s)
+
+    def _count_tpot(self, tpot_s: float) -> None:
+        self.tpot_counts[tpot_s] = self.tpot_counts.get(tpot_s, 0) + 1
+        if tpot_s < self.tpot_tightest_s:
+            self.tpot_tightest_s = tpot_s
+
+    def _uncount_tpot(self, tpot_s: float) -> None:
+        counts = self.tpot_counts
+        left = counts[tpot_s] - 1
+        if left:
+            counts[tpot_s] = left
+            return
+        del counts[tpot_s]
+        if tpot_s <= self.tpot_tightest_s:
+            self.tpot_tightest_s = min(counts, default=inf)
+
+    def lose(self, request: Request) -> None:
+        """One of its deadlines is missed: it is served still, but limits nobody."""
+        if request.lost:
+            return
+        request.lost = True
+        self._uncount_tpot(request.tpot_s)
+        if request.stage is Stage.DECODE:
+            self.lost[request.id] = request
 
     def prefill_share_now(self, now: float) -> float:
         elapsed = now - self.prefill_share_at
@@ -194,7 +234,10 @@ class Instance:
         self._leave_prefills(request, now)
         request.stage = Stage.DECODE
         self.decodes[request.id] = request
+        request.behind = self.ahead
         self.kv_decode_tokens += request.prompt_tokens + request.tokens
+        if request.lost:
+            self.lost[request.id] = request
         index = request.tier.index
         due = request.next_due()
         if due < self.due_least[index] and not request.lost:
@@ -212,14 +255,104 @@ class Instance:
         if request.stage is Stage.PREFILL:
             self._leave_prefills(request, now)
         else:
+            if self.ahead:
+                self.catch_up(request)
             del self.decodes[request.id]
             self.kv_decode_tokens -= request.prompt_tokens + request.tokens
+            if request.lost:
+                del self.lost[request.id]
+            elif request.next_due() <= self.due_least[request.tier.index] + ROUNDING_S:
+                self.due_stale = True
+        if not request.lost:
+            self._uncount_tpot(request.tpot_s)
         self.kv_reserved -= request.kv_reserved
         self.tier_counts[request.tier.index] -= 1
         request.instance = None
         request.stage = Stage.OVER
         if not self.prefills and not self.decodes:
             self.empty_since = now
+
+    # -- what iterations bring -----------------------------------------------------------------------------------------
+
+    def iteration_seen(self, now: float, left_out: Sequence[Request]) -> None:
+        """One token more for every decode but these: O(tiers), where nobody is late. Nothing is booked on the requests but `behind`."""
+        since = self.boundary_at
+        self.boundary_at = now
+        self.ahead += 1
+        missing = 0
+        for request in left_out:
+            if request.stage is Stage.DECODE and request.instance is self:
+                request.behind += 1
+                missing += 1
+        if not missing and not self.prefills and since >= self.prefill_ended_at:
+            self.calibrate(now - since, self.iteration_s / self.calibration)
+        self.kv_decode_tokens += len(self.decodes) - missing
+        if self.lost:
+            for request in self.lost.values():
+                self.catch_up(request, now)
+        due_least = self.due_least
+        late = self.due_stale
+        for index, due in enumerate(due_least):
+            if due < inf:
+                if due < now:
+                    late = True
+                due_least[index] = due + self.tpots[index]
+        if late:
+            self._judge(now, left_out)
+        else:
+            for request in left_out:
+                if not request.lost and request.stage is Stage.DECODE and request.instance is self:
+                    due = request.due + (request.tokens + self.ahead - request.behind) * request.tpot_s
+                    if due < due_least[request.tier.index]:
+                        due_least[request.tier.index] = due
+        self._believe(now)
+
+    def catch_up(self, request: Request, now: float | None = None) -> None:
+        """Book the tokens that a decode has got in iterations seen whole. Those of one that is not lost were in time; those of a lost one
+        are booked one by one, as they come."""
+        tokens = self.ahead - request.behind
+        if tokens <= 0:
+            return
+        if now is None or now <= request.due + request.tokens * request.tpot_s:
+            request.tokens_met += tokens
+        request.tokens += tokens
+        request.last_token_at = self.boundary_at
+        request.behind = self.ahead
+
+    def catch_up_all(self) -> None:
+        for request in self.decodes.values():
+            tokens = self.ahead - request.behind
+            if tokens > 0:
+                request.tokens_met += tokens
+                request.tokens += tokens
+                request.last_token_at = self.boundary_at
+            request.behind = 0
+        self.ahead = 0
+
+    def _judge(self, now: float, left_out: Sequence[Request]) -> None:
+        """Who of the decodes is late with the token that has come now, and the earliest deadlines of the others."""
+        due_least = [inf] * len(self.tpots)
+        passed = {request.id for request in left_out}
+        for request in self.decodes.values():
+            if request.lost:
+                continue
+            tokens = self.ahead - request.behind
+            tokens += request.tokens
+            if (
+                tokens > request.tokens
+                and request.id not in passed
+                and now > request.due + (tokens - 1) * request.tpot_s
+            ):
+                self.catch_up(request)
+                request.tokens_met -= 1
+                self.lose(request)
+                continue
+            index = request.tier.index
+            due = request.due + tokens * request.tpot_s
+            if due < due_least[index]:
+                due_least[index] = due
+        self.due_least = due_least
+        self.due_stale = False
 
     # -- what time brings ----------------------------------------------------------------------------------------------
 
@@ -249,9 +382,10 @@ class Instance:
 
         `at_boundary`: the first token of an iteration has just come, so the other decodes' tokens are on their way.
         """
+        if self.ahead:
+            self.catch_up_all()
         self._assume_silent_progress(now)
         due_least = [inf] * len(self.tpots)
-        tightest = inf
         for request in self.decodes.values():
             if request.lost:
                 continue
@@ -260,15 +394,15 @@ class Instance:
             index = request.tier.index
             if due < due_least[index]:
                 due_least[index] = due
-            if request.tpot_s < tightest:
-                tightest = request.tpot_s
+        self.due_least = due_least
+        self.due_stale = False
+        self._believe(now)
+
+    def _believe(self, now: float) -> None:
+        """The lost among the prefills, the iteration time and the load, as of now. O(prefills)."""
         for request in self.prefills.values():
             if request.due < now:
-                request.lost = True
-            elif request.tpot_s < tightest:
-                tightest = request.tpot_s
-        self.due_least = due_least
-        self.tpot_tightest_s = tightest
+                self.lose(request)
         decodes = len(self.decodes)
         self.iteration_s = self.calibration * self.latency.iteration_s(0, 0, decodes, self.kv_decode_tokens)
         self.refreshed_at = now

@@ -38,8 +38,14 @@ def _check_instance(instance: Instance, core: "RouterCore") -> None:
     assert all(r.stage is Stage.PREFILL for r in instance.prefills.values()), f"{name}: stages of prefills"
     assert all(r.stage is Stage.DECODE for r in instance.decodes.values()), f"{name}: stages of decodes"
     assert instance.kv_reserved == sum(r.kv_reserved for r in here), f"{name}: KV reserved"
-    decoding = sum(r.prompt_tokens + r.tokens for r in instance.decodes.values())
+    decoding = sum(r.prompt_tokens + r.tokens + instance.ahead - r.behind for r in instance.decodes.values())
     assert instance.kv_decode_tokens == decoding, f"{name}: KV of decodes {instance.kv_decode_tokens}, not {decoding}"
+    assert instance.lost == {r.id: r for r in instance.decodes.values() if r.lost}, (
+        f"{name}: the lost among its decodes"
+    )
+    assert sum(instance.tpot_counts.values()) == sum(not r.lost for r in here), f"{name}: counts by TPOT"
+    tightest = min((r.tpot_s for r in here if not r.lost), default=inf)
+    assert instance.tpot_tightest_s == tightest, f"{name}: tightest TPOT {instance.tpot_tightest_s}, not {tightest}"
     for index, count in enumerate(instance.tier_counts):
         assert count == sum(r.tier.index == index for r in here), f"{name}: count of tier {index}"
     assert (instance.empty_since is None) == bool(here), f"{name}: empty or not"

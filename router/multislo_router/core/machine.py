@@ -62,6 +62,7 @@ class RouterCore:
         self._handlers: dict[type, Callable[[Any], Sequence[d.Decision]]] = {
             e.RequestArrived: self._request_arrived,
             e.TokensReceived: self._tokens_received,
+            e.IterationSeen: self._iteration_seen,
             e.RequestEnded: self._request_ended,
             e.PromptMeasured: self._prompt_measured,
             e.SendFailed: self._send_failed,
@@ -207,11 +208,13 @@ class RouterCore:
         first = request.tokens == 0
         if first:
             self._first_token(request, instance, now)
+        elif instance.ahead:
+            instance.catch_up(request)
         if now <= request.due + request.tokens * request.tpot_s:
             request.tokens_met += count
         else:
             request.tokens_met += _met(request, count, now)
-            request.lost = True
+            instance.lose(request)
         request.tokens += count
         request.last_token_at = now
         instance.kv_decode_tokens += count
@@ -224,6 +227,15 @@ class RouterCore:
             self._reindex(instance)
         if first and self.pending.count:
             return self._offer(instance, now)
+        return NOTHING
+
+    def _iteration_seen(self, event: e.IterationSeen) -> Sequence[d.Decision]:
+        instance = self.instances.get(event.instance)
+        if instance is not None:
+            requests = self.requests
+            left_out = [requests[id] for id in event.left_out if id in requests]
+            instance.iteration_seen(event.now, left_out)
+            self._reindex(instance)
         return NOTHING
 
     def _first_token(self, request: Request, instance: Instance, now: float) -> None:

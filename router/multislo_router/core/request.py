@@ -23,6 +23,7 @@ class Request:
         "attempts",
         "attention_s",
         "avoid",
+        "behind",
         "due",
         "first_token_at",
         "id",
@@ -85,6 +86,8 @@ class Request:
         self.last_token_at = 0.0
         self.tokens = 0
         self.tokens_met = 0
+        self.behind = 0
+        """Of its instance's `ahead`, the iterations that gave it no token."""
 
     def next_due(self) -> float:
         """When its next token is due."""
