@@ -113,6 +113,9 @@ def fighting_flags(manifest: MultiSLOServing, profile: Profile, listening: Mappi
         homes.append(Home(None))
     given = given_flags(spec.engine.args)
     lines = []
+    if SERVED in given and spec.engine.type == "VLLM":
+        names = " ".join(spec.model.served_names)
+        lines.append(f"{SERVED}: the routers let {names} in, engines run with {given[SERVED]} (spec.engine.args)")
     for flag, runs in given.items():
         for wanted, at in _by_value({home: wanted_flags(manifest, profile, home.tier).get(flag) for home in homes}):
             if number(runs) != number(wanted):

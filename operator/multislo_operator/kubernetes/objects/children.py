@@ -20,7 +20,7 @@ SHUTTING_OUT = ("--api-key", "--uds", "--ssl-keyfile", "--ssl-certfile", "--root
 
 def children(manifest: MultiSLOServing, profile: Profile, context: Context) -> tuple[Object, ...]:
     """Ready for server-side apply: no status, no nulls, no replicas of engines. Raises `Unbuildable`."""
-    problems = _problems(manifest)
+    problems = _problems(manifest, profile)
     if problems:
         raise Unbuildable(problems)
     name = manifest.metadata.name
@@ -63,7 +63,7 @@ def fighting_flags(manifest: MultiSLOServing, profile: Profile) -> tuple[str, ..
     return engine_flags.fighting_flags(manifest, profile, engine_pod.listening(manifest))
 
 
-def _problems(manifest: MultiSLOServing) -> tuple[str, ...]:
+def _problems(manifest: MultiSLOServing, profile: Profile) -> tuple[str, ...]:
     """What is legal in a manifest and cannot be had in a cluster."""
     spec = manifest.spec
     problems = []
@@ -83,6 +83,7 @@ def _problems(manifest: MultiSLOServing) -> tuple[str, ...]:
             for flag in SHUTTING_OUT
             if flag in given
         ]
+        problems += _unstartable(manifest, profile)
     if spec.model.tokenizer is not None:
         problems.append(
             f'spec.model.tokenizer: "{spec.model.tokenizer}" is a file of one machine; in a cluster leave it out '
@@ -94,6 +95,18 @@ def _problems(manifest: MultiSLOServing) -> tuple[str, ...]:
             "spec.router.apiKeys: a file or a variable is for one machine; in a cluster it must be {secret: NAME}"
         )
     return tuple(problems)
+
+
+def _unstartable(manifest: MultiSLOServing, profile: Profile) -> list[str]:
+    """vLLM wants at least as many tokens as sequences in an iteration, and ends at its start otherwise."""
+    seqs = engine_flags.flag_value(manifest.spec.engine.args, engine_flags.SEQS) or 0
+    budgets = {tier: engine_flags.batch_tokens_of(manifest, profile, tier) for tier in tiers_of(manifest)}
+    return [
+        f"spec.engine.args: {engine_flags.SEQS} {seqs} must be at most {budget}, the {engine_flags.BATCH_TOKENS} of "
+        f"{engine_flags.Home(tier)}: vLLM does not start otherwise"
+        for tier, budget in budgets.items()
+        if seqs > budget
+    ]
 
 
 def _service_account(manifest: MultiSLOServing, context: Context, name: str, component: str) -> dict[str, Any]:

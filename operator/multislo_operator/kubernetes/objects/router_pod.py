@@ -3,6 +3,7 @@
 from typing import Any
 
 from multislo_api.document import write_document
+from multislo_api.fleet import TOKEN_VARIABLE
 from multislo_api.manifest import MultiSLOServing
 from multislo_operator import engine_flags
 from multislo_operator.kubernetes import names
@@ -18,7 +19,7 @@ from multislo_operator.kubernetes.objects.context import (
     selector,
 )
 from multislo_operator.kubernetes.objects.engine_pod import profile_config
-from multislo_operator.kubernetes.objects.times import pre_stop, probe, stopping
+from multislo_operator.kubernetes.objects.times import Stopping, pre_stop, probe, stopping
 
 ROUTER = "router"
 """The router's container."""
@@ -28,7 +29,6 @@ KEYS = "api-keys"
 """The key of the Secret under which the clients' keys are, one a line."""
 TOKEN = "token"
 """The key of the Secret under which the operator's token is."""
-TOKEN_VARIABLE = "MULTISLO_FLEET_TOKEN"
 
 
 def router_config(manifest: MultiSLOServing) -> str:
@@ -113,7 +113,7 @@ def service(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _stop(manifest: MultiSLOServing) -> Any:
+def _stop(manifest: MultiSLOServing) -> Stopping:
     # As long as an instance may drain: no answer takes longer, and a router that is empty goes at once.
     return stopping(manifest.spec.scaling.scale_down.drain_timeout_s)
 
