@@ -1,4 +1,4 @@
-"""The programs of a cluster: built from go.mod, or fetched from the distribution, once, into a cache outside the checkout.
+"""The programs of a cluster, built from go.mod once, into a cache outside the checkout; and what a node needs of Debian's packages.
 Called by whatever starts a cluster; `python -m cluster build` does this alone.
 """
 
@@ -20,6 +20,7 @@ KUBERNETES = "v1.36.3"
 VERSION = "k8s.io/component-base/version"
 MAJOR, MINOR, _ = KUBERNETES.removeprefix("v").split(".")
 KUBE_FLAGS = f"-s -w -X {VERSION}.gitVersion={KUBERNETES} -X {VERSION}.gitMajor={MAJOR} -X {VERSION}.gitMinor={MINOR}"
+TOOLS = {"kwok": "sigs.k8s.io/kwok/cmd/kwok", "etcd": "go.etcd.io/etcd/server/v3"}
 NAMES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 SHOWN_LINES = 25
 """Of what a failed command printed."""
@@ -31,13 +32,12 @@ class NotHere(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """Where the programs are. `directory` holds Kubernetes' own by their usual names and kwok: put it on a PATH to use kubectl."""
+    """Where the programs are: Kubernetes' own by their usual names, etcd and kwok. On a PATH the folder gives kubectl too."""
 
     directory: Path
-    etcd: Path
 
     def __getitem__(self, name: str) -> str:
-        return str(self.etcd if name == "etcd" else self.directory / name)
+        return str(self.directory / name)
 
 
 def cache() -> Path:
@@ -46,35 +46,28 @@ def cache() -> Path:
 
 
 def binaries() -> Binaries:
-    """All programs, got where they are not there yet: 7 minutes on two cores from nothing, a hundredth of a second the next time."""
-    return Binaries(kubernetes(), etcd())
-
-
-def kubernetes() -> Path:
-    """The folder of Kubernetes' programs and kwok; built when go.mod or main.go is new."""
+    """Built when go.mod or main.go is new: 6 minutes on two cores from nothing, a hundredth of a second the next time."""
     sources = [HERE / name for name in ("go.mod", "go.sum", "main.go")]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + KUBE_FLAGS.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + f"{KUBE_FLAGS}{TOOLS}{NAMES}".encode()).hexdigest()[:12]
     made = cache() / digest
     with _made_once(made) as making:
         if making is not None:
-            go = shutil.which("go")
-            if go is None:
-                raise NotHere("go is not on PATH: install Go 1.26 or newer, it builds Kubernetes from source")
-            _say("building Kubernetes and kwok from source, once: 7 minutes on two cores; kept in", str(made))
-            run = _go(making, HERE)
-            run([go, "build", "-trimpath", "-ldflags", KUBE_FLAGS, "-o", str(making / "kubernetes"), "."])
-            run([go, "build", "-trimpath", "-ldflags", "-s -w", "-o", str(making / "kwok"), "sigs.k8s.io/kwok/cmd/kwok"])
-            for name in NAMES:
-                (making / name).symlink_to("kubernetes")
-    return made
+            _say(f"building Kubernetes, etcd and kwok from source, once: 6 minutes on two cores; kept in {made}")
+            _build(making)
+    return Binaries(made)
 
 
-def etcd() -> Path:
-    """That on the PATH; else the distribution's, unpacked into the cache: not installed, so no service is started."""
-    found = shutil.which("etcd")
-    if found:
-        return Path(found)
-    return debian("etcd-server") / "usr" / "bin" / "etcd"
+def _build(making: Path) -> None:
+    go = shutil.which("go")
+    if go is None:
+        raise NotHere("go is not on PATH: install Go 1.26 or newer, it builds Kubernetes from source")
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
+    build = [go, "build", "-trimpath"]
+    _run([*build, "-ldflags", KUBE_FLAGS, "-o", str(making / "kubernetes"), "."], HERE, environment)
+    for name in NAMES:
+        (making / name).symlink_to("kubernetes")
+    for name, package in TOOLS.items():
+        _run([*build, "-ldflags", "-s -w", "-o", str(making / name), package], HERE, environment)
 
 
 def debian(package: str) -> Path:
@@ -84,7 +77,7 @@ def debian(package: str) -> Path:
         if making is not None:
             if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
                 raise NotHere(f"{package}: this is no Debian or Ubuntu; put its program on PATH")
-            _say("fetching", package)
+            _say(f"fetching {package}")
             _download(package, making)
             for archive in making.glob("*.deb"):
                 _run(["dpkg", "-x", str(archive), str(making)], making)
@@ -101,11 +94,6 @@ def _download(package: str, directory: Path) -> None:
             raise
         _run(["apt-get", "update", "-q"], directory)
         _run(command, directory)
-
-
-def _go(making: Path, directory: Path):  # type: ignore[no-untyped-def]
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
-    return lambda command: _run(command, directory, environment)
 
 
 def _run(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -139,5 +127,5 @@ def _made_once(made: Path) -> Iterator[Path | None]:
             shutil.rmtree(making, ignore_errors=True)
 
 
-def _say(*words: str) -> None:
-    print(*words, file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -141,7 +141,7 @@ class _Starting:
         clients, peers = f"http://{LOOPBACK}:{client}", f"http://{LOOPBACK}:{peer}"
         return self._start(
             "etcd", "etcd",
-            f"--data-dir={self.plane.directory / 'etcd'}",
+            f"--data-dir={self.plane.directory / 'etcd'}", "--unsafe-no-fsync=true",  # Nothing in it outlives the cluster.
             f"--listen-client-urls={clients}", f"--advertise-client-urls={clients}",
             f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-// Kubernetes' servers, kubectl and kwok at fixed versions, for the clusters of the end-to-end tests; see binaries.py.
+// Kubernetes' servers and kubectl, etcd and kwok at fixed versions, for the clusters of the end-to-end tests; see binaries.py.
 // The replace lines stand for those of Kubernetes' own go.mod, which point into its repository.
 module multislo.dev/e2e/cluster
 
@@ -6,7 +6,23 @@ go 1.26.0
 
 require k8s.io/kubernetes v1.36.3
 
-tool sigs.k8s.io/kwok/cmd/kwok
+require (
+	github.com/dustin/go-humanize v1.0.1 // indirect
+	github.com/golang-jwt/jwt/v5 v5.3.0 // indirect
+	github.com/golang/groupcache v0.0.0-20210331224755-41bb18bfe9da // indirect
+	github.com/grpc-ecosystem/go-grpc-middleware v1.3.0 // indirect
+	github.com/soheilhy/cmux v0.1.5 // indirect
+	github.com/tmc/grpc-websocket-proxy v0.0.0-20220101234140-673ab2c3ae75 // indirect
+	github.com/xiang90/probing v0.0.0-20221125231312-a49e3df8f510 // indirect
+	go.etcd.io/bbolt v1.4.3 // indirect
+	go.etcd.io/etcd/pkg/v3 v3.6.8 // indirect
+	go.etcd.io/raft/v3 v3.6.0 // indirect
+)
+
+tool (
+	go.etcd.io/etcd/server/v3
+	sigs.k8s.io/kwok/cmd/kwok
+)
 
 require (
 	github.com/spf13/cobra v1.10.2
@@ -134,6 +150,7 @@ require (
 	go.etcd.io/etcd/api/v3 v3.6.8 // indirect
 	go.etcd.io/etcd/client/pkg/v3 v3.6.8 // indirect
 	go.etcd.io/etcd/client/v3 v3.6.8 // indirect
+	go.etcd.io/etcd/server/v3 v3.6.8 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
 	go.opentelemetry.io/contrib/instrumentation/github.com/emicklei/go-restful/otelrestful v0.69.0 // indirect
 	go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc v0.65.0 // indirect

@@ -1,0 +1,143 @@
+"""A cluster of fake nodes: a real control plane, kwok and pod_processes.py in the place of kubelets. On the loopback alone, without
+root. Called by the suite's conftest and by `python -m cluster`.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.binaries import Binaries, binaries
+from cluster.control_plane import ControlPlane, check_machine
+from cluster.processes import Process, Processes, at_the_end, say
+
+HERE = Path(__file__).parent
+KWOK_CIDR = "127.1.0.0/16"
+"""Pods' addresses are the loopback's, so that a process of this machine can really listen on them."""
+LOST_S = 20
+"""Without a heartbeat for so long a node is lost. Kubernetes' own value is 50."""
+EVICTED_S = 5
+"""A lost node's pods are deleted after so long. Kubernetes' own value is 300."""
+FAKE_NODE = "kwok.x-k8s.io/node"
+
+
+@dataclass(slots=True)
+class KwokCluster:
+    """What runs; `plane` is None where the cluster is somebody else's."""
+
+    directory: Path
+    binaries: Binaries
+    kubeconfig: Path
+    processes: Processes
+    plane: ControlPlane | None
+    kwok: Process
+    pod_processes: Process
+
+
+@contextlib.contextmanager
+def kwok_cluster(existing: str | None = None) -> Iterator[KwokCluster]:
+    """Up in about 5 s; at the end nothing is left. `existing`: the kubeconfig of a cluster to add kwok and its nodes to instead.
+
+    Raises NotHere, Ended, TimeoutError. What the servers printed is shown with the error; it lies in a folder that is removed.
+    """
+    check_machine()
+    programs = binaries()
+    directory = Path(tempfile.mkdtemp(prefix="multislo-e2e-"))
+    with (
+        # Twice: a server that is being killed may write into a folder that is being removed.
+        at_the_end(f"rm -rf '{directory}' 2>/dev/null || {{ sleep 1; rm -rf '{directory}'; }}"),
+        Processes(directory / "logs") as processes,
+    ):
+        if existing is None:
+            plane = ControlPlane.start(
+                processes, programs, directory,
+                api_server_flags=(
+                    f"--default-unreachable-toleration-seconds={EVICTED_S}",
+                    f"--default-not-ready-toleration-seconds={EVICTED_S}",
+                ),
+                controller_manager_flags=(
+                    "--allocate-node-cidrs=false",  # Else kwok gives its pods these addresses, which are nobody's.
+                    f"--node-monitor-grace-period={LOST_S}s", "--node-monitor-period=2s",
+                ),
+            )  # fmt: skip
+            kubeconfig = plane.kubeconfig()
+        else:
+            plane, kubeconfig = None, Path(existing).expanduser()
+        kwok = processes.start(
+            "kwok",
+            [
+                programs["kwok"], f"--kubeconfig={kubeconfig}", f"--config={HERE / 'stages.yaml'}", f"--cidr={KWOK_CIDR}",
+                "--manage-all-nodes=false", f"--manage-nodes-with-annotation-selector={FAKE_NODE}=fake",
+                "--node-lease-duration-seconds=0",  # pod_processes.py gives the heartbeats: it can also stop them.
+                "--server-address=127.0.0.1:0",
+            ],
+            {"HOME": str(directory)},  # It reads settings from there.
+        )  # fmt: skip
+        pods = processes.start(
+            "pod-processes",
+            [sys.executable, "-m", "cluster.pod_processes", str(kubeconfig), str(directory / "pods")],
+            {"PYTHONPATH": str(HERE.parent)},
+        )
+        yield KwokCluster(directory, programs, kubeconfig, processes, plane, kwok, pods)
+
+
+def node(name: str, gpus: int, labels: dict[str, str] | None = None) -> dict[str, Any]:
+    """A fake node's manifest. Named process-*: its pods run as processes; any other name: kwok only says that they run."""
+    amounts = {"cpu": "64", "memory": "512Gi", "pods": "1000", "ephemeral-storage": "1Ti"}
+    if gpus:
+        amounts["nvidia.com/gpu"] = str(gpus)
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "annotations": {FAKE_NODE: "fake"},
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "kubernetes.io/os": "linux",
+                "kubernetes.io/arch": "amd64",
+                "e2e.multislo.dev/node": "fake",
+                **(labels or {}),
+            },
+        },
+        "status": {
+            "capacity": amounts,
+            "allocatable": amounts,
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": name}],
+            "nodeInfo": dict.fromkeys(
+                ("machineID", "systemUUID", "bootID", "kernelVersion", "osImage", "kubeProxyVersion"), ""
+            )
+            | {
+                "kubeletVersion": "fake",
+                "containerRuntimeVersion": "fake",
+                "operatingSystem": "linux",
+                "architecture": "amd64",
+            },
+        },
+    }
+
+
+def show_logs(directory: Path, lines: int = 30) -> None:
+    """The last lines of every log, for somebody who looks at a failure."""
+    for log in sorted(directory.rglob("*.log")):
+        text = log.read_text(errors="replace").splitlines()
+        say(f"==== {log.relative_to(directory)} (last {min(lines, len(text))} of {len(text)} lines)")
+        say("\n".join(text[-lines:]))
+
+
+def keep(directory: Path) -> Path | None:
+    """A copy of the logs where MULTISLO_E2E_LOGS says, for CI to store."""
+    wanted = os.environ.get("MULTISLO_E2E_LOGS")
+    if not wanted:
+        return None
+    target = Path(wanted) / directory.name
+    for log in directory.rglob("*.log"):
+        copy = target / log.relative_to(directory)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log, copy)
+    return target
