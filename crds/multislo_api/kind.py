@@ -172,6 +172,24 @@ Profile = Annotated[
 ]
 
 
+PodTemplate = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "additionalProperties": False,
+            "properties": {
+                key: {
+                    "type": "object",
+                    "description": f"The pods' {key}.",
+                    "x-kubernetes-preserve-unknown-fields": True,
+                }
+                for key in ("metadata", "spec")
+            },
+        }
+    ),
+]
+
+
 class Accelerator(Part):
     """What one engine instance occupies."""
 
@@ -252,19 +270,8 @@ class Engine(Part):
     accelerator: Accelerator = Field(
         default=Accelerator(), description="What one instance occupies. Default: one nvidia.com/gpu."
     )
-    pod_template: dict[str, Any] = Field(
+    pod_template: PodTemplate = Field(
         default={},
-        json_schema_extra={
-            "additionalProperties": False,
-            "properties": {
-                key: {
-                    "type": "object",
-                    "description": f"The pods' {key}.",
-                    "x-kubernetes-preserve-unknown-fields": True,
-                }
-                for key in ("metadata", "spec")
-            },
-        },
         description="What to lay over the pods' template, as a strategic merge: a mapping with metadata and spec (node selector, "
         "tolerations, volumes, environment, resources). Default: nothing.",
     )
@@ -416,6 +423,10 @@ class Router(Part):
     port: Port = Field(default=8000, description="TCP port of the OpenAI API. Default: 8000.")
     admin_port: Port = Field(
         default=9090, description="TCP port of metrics, fleet and health; not the same as port. Default: 9090."
+    )
+    pod_template: PodTemplate = Field(
+        default={},
+        description="What to lay over the routers' pod template, as engine.podTemplate over the engines'. Default: nothing.",
     )
     api_keys: ApiKeys | None = Field(
         default=None, description="Keys that clients must show. Default: none, everybody may come in."

@@ -88,8 +88,8 @@ SERVER_METADATA = {
 }
 """What an API server writes into metadata. Ignored, so that an exported object is a manifest too; `status` likewise."""
 
-FREE: Path = ("spec", "engine", "podTemplate")
-"""The one place where null has a meaning (a strategic merge deletes by it) and fields are not ours."""
+FREE: tuple[Path, ...] = (("spec", "engine", "podTemplate"), ("spec", "router", "podTemplate"))
+"""The places where null has a meaning (a strategic merge deletes by it) and fields are not ours."""
 
 
 def load_manifest(path: str | FilePath) -> MultiSLOServing:
@@ -189,7 +189,7 @@ def _without_the_servers_part(document: dict[str, Any]) -> dict[str, Any]:
 
 def _without_nulls(value: Any, path: Path) -> Any:
     """The document without `field: null`, which `_nulls` reports."""
-    if path == FREE:
+    if path in FREE:
         return value
     if isinstance(value, dict):
         return {key: _without_nulls(inner, (*path, key)) for key, inner in value.items() if inner is not None}
@@ -200,7 +200,7 @@ def _without_nulls(value: Any, path: Path) -> Any:
 
 def _nulls(value: Any, path: Path) -> Iterator[Problem]:
     """`apiKeys:` with nothing behind it is more often a slip than a wish for the default, and a costly one."""
-    if path == FREE:
+    if path in FREE:
         return
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in pairs:

@@ -142,15 +142,14 @@ def _api_keys_come_from_one_place(known: Known) -> Iterator[Problem]:
 
 
 def _a_pod_template_is_one(known: Known) -> Iterator[Problem]:
-    path = ("spec", "engine", "podTemplate")
-    for key, value in (known.get(*path) or {}).items():
-        if key not in ("metadata", "spec"):
-            yield Problem(
-                (*path, key),
-                f"unknown field (with {shown(value)}); must be one of metadata, spec; did you mean {shown(path_text(('spec', key)))}?",
-            )
-        elif not isinstance(value, dict):
-            yield Problem((*path, key), f"{shown(value)} must be a mapping")
+    for part in ("engine", "router"):
+        path = ("spec", part, "podTemplate")
+        for key, value in (known.get(*path) or {}).items():
+            if key not in ("metadata", "spec"):
+                told = f"unknown field (with {shown(value)}); must be one of metadata, spec"
+                yield Problem((*path, key), f"{told}; did you mean {shown(path_text(('spec', key)))}?")
+            elif not isinstance(value, dict):
+                yield Problem((*path, key), f"{shown(value)} must be a mapping")
 
 
 RULES: list[Rule] = [

@@ -158,7 +158,7 @@ def openapi() -> dict[str, Any]:
 
 def test_every_field_has_a_description_and_every_list_and_text_an_end() -> None:
     found = dict(nodes(openapi()))
-    free = ("metadata", "spec.engine.podTemplate")
+    free = ("metadata", "spec.engine.podTemplate", "spec.router.podTemplate")
 
     undescribed = [path for path, node in found.items() if path and "description" not in node and path[-2:] != "[]"]
     endless = [path for path, node in found.items() if node.get("type") == "array" and "maxItems" not in node]
@@ -174,7 +174,9 @@ def test_every_field_has_a_description_and_every_list_and_text_an_end() -> None:
 
 
 def test_every_field_of_the_spec_tells_its_default() -> None:
-    required = {"spec", "spec.engine.podTemplate.metadata", "spec.engine.podTemplate.spec"}
+    required = {"spec"} | {
+        f"spec.{part}.podTemplate.{key}" for part in ("engine", "router") for key in ("metadata", "spec")
+    }
     for path, node in nodes(openapi()):
         required |= {f"{path}.{name}" for name in node.get("required", [])}
         required |= {f"{path}.{name}" for choice in node.get("anyOf", []) for name in choice["required"]}
@@ -211,7 +213,8 @@ def test_every_rule_of_the_loader_has_its_twin() -> None:
     assert RULES.keys() <= schema.keys()
     assert schema["spec.tiers"]["x-kubernetes-list-map-keys"] == ["name"]
     assert schema["spec.model.servedNames"]["x-kubernetes-list-type"] == "set"
-    assert schema["spec.engine.podTemplate"]["properties"].keys() == {"metadata", "spec"}
+    for part in ("engine", "router"):
+        assert schema[f"spec.{part}.podTemplate"]["properties"].keys() == {"metadata", "spec"}
 
 
 def test_conditions_and_tiers_of_the_status_are_merged_by_their_key() -> None:

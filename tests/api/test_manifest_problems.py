@@ -148,9 +148,9 @@ def test_a_wrong_value_is_named_with_its_path_and_what_is_legal(path: str, value
 UNKNOWN: list[tuple[str, str, str]] = [
     ("spec.tiers.0.slo.tpt", "ttft, tpot", "tpot"),
     ("spec.scaling.accelerators_max", "acceleratorsMax, attainment, warmPool, scaleDown, schedule", "acceleratorsMax"),
-    ("spec.router.adminport", "replicas, port, adminPort, apiKeys", "adminPort"),
+    ("spec.router.adminport", "replicas, port, adminPort, podTemplate, apiKeys", "adminPort"),
     ("spec.tiers.0.ttft", "name, slo, instances, overload", "slo.ttft"),
-    ("spec.router.acceleratorsMax", "replicas, port, adminPort, apiKeys", "spec.scaling.acceleratorsMax"),
+    ("spec.router.acceleratorsMax", "replicas, port, adminPort, podTemplate, apiKeys", "spec.scaling.acceleratorsMax"),
 ]
 
 
@@ -241,6 +241,7 @@ RULES: list[tuple[dict[str, object], str]] = [
         'spec.engine.podTemplate.nodeSelector: unknown field (with {}); must be one of metadata, spec; did you mean "spec.nodeSelector"?',
     ),
     ({"spec.engine.podTemplate": {"spec": None}}, "spec.engine.podTemplate.spec: null must be a mapping"),
+    ({"spec.router.podTemplate": {"spec": 5}}, "spec.router.podTemplate.spec: 5 must be a mapping"),
 ]
 
 

@@ -76,6 +76,11 @@ def test_without_a_warm_pool_and_without_prometheus_there_is_less(cluster: Any) 
     assert not any(kind == "PodMonitor" for kind, _ in made)
 
 
+def test_a_prometheus_finds_its_monitors_by_its_label(cluster: Any) -> None:
+    cluster.context["monitor_labels"] = (("release", "prometheus"),)
+    assert cluster.made()["PodMonitor", "llama-engine"]["metadata"]["labels"]["release"] == "prometheus"
+
+
 def test_every_object_goes_with_its_resource(cluster: Any) -> None:
     for made in cluster.made().values():
         (owner,) = made["metadata"]["ownerReferences"]

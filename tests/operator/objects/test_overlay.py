@@ -104,6 +104,15 @@ def test_an_item_of_a_named_list_can_be_removed() -> None:
     assert on_engine(env=[{"name": "HOME", "$patch": "delete"}])["env"] == []
 
 
+def test_a_map_can_be_replaced_and_a_field_removed_without_null() -> None:
+    assert laid(securityContext={"$patch": "replace", "fsGroup": 5})["securityContext"] == {"fsGroup": 5}
+    assert "resources" not in on_engine(resources={"$patch": "delete"})
+    assert on_engine(env=[{"name": "NEW", "$patch": "replace", "value": "x"}])["env"][1] == {
+        "name": "NEW",
+        "value": "x",
+    }
+
+
 def test_tolerations_are_added_and_lists_without_names_replaced() -> None:
     ours = {**OURS, "spec": {**OURS["spec"], "tolerations": [{"key": "a"}]}}
     merged, problems = overlaid(ours, {"spec": {"tolerations": [{"key": "b"}, {"key": "a"}]}})
@@ -134,9 +143,9 @@ def test_tolerations_are_added_and_lists_without_names_replaced() -> None:
         ({"spec": {"containers": {"name": "engine"}}}, "spec.containers: {'name': 'engine'} must be a list"),
         ({"spec": {"containers": [{"image": "x"}]}}, "spec.containers[0]: {'image': 'x'} must be a mapping with name"),
         ({"spec": {"securityContext": 5}}, "spec.securityContext: 5 must be a mapping"),
-        ({"spec": {"volumes": [{"name": "cache", "$patch": "replace"}]}}, "$patch: 'replace' must be delete"),
+        ({"spec": {"volumes": [{"name": "cache", "$patch": "move"}]}}, "$patch: 'move' must be delete or replace"),
         ({"spec": {"restartPolicy": "Never"}}, "spec.restartPolicy: 'Never' must be Always"),
-        ({"spec": {"$patch": "replace"}}, "spec.$patch: 'replace' is not understood here"),
+        ({"spec": {"$patch": "move"}}, "spec.$patch: 'move' must be delete or replace"),
     ],
 )  # fmt: skip
 def test_what_the_operator_rests_on_stays(over: dict[str, Any], told: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from multislo_operator.kubernetes.objects.children import Unbuildable
+
 PATIENCE_S = 60.0
 TOKEN = {"x-multislo-fleet-token": "sesame"}
 
@@ -81,6 +83,20 @@ def test_a_roll_out_lets_every_stream_finish(cluster: Any) -> None:
     assert drain_s == 600
     assert deployment["template"]["spec"]["terminationGracePeriodSeconds"] > sleep_s + drain_s
     assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_its_users_say_where_it_runs_and_what_it_may_take(cluster: Any) -> None:
+    resources = {"limits": {"memory": "2Gi"}}
+    over = {"nodeSelector": {"pool": "cpu"}, "containers": [{"name": "router", "resources": resources}]}
+    cluster.spec["router"] = {"podTemplate": {"spec": over}}
+    assert cluster.pod("llama-router")["nodeSelector"] == {"pool": "cpu"}
+    assert container(cluster)["resources"] == {
+        "limits": {"memory": "2Gi"},
+        "requests": {"cpu": "250m", "memory": "256Mi"},
+    }
+    cluster.spec["router"]["podTemplate"]["spec"]["containers"][0]["args"] = []
+    with pytest.raises(Unbuildable, match=re.escape("spec.router.podTemplate.spec.containers[router].args")):
+        cluster.made()
 
 
 @pytest.mark.parametrize("replicas", [1, 3])

@@ -67,4 +67,6 @@ def monitor(manifest: MultiSLOServing, context: Context, component: str, port: s
         relabelings.append({"sourceLabels": ["__meta_kubernetes_pod_label_multislo_dev_tier"], "targetLabel": "tier"})
     endpoint = {"port": port, "path": "/metrics", "interval": "15s", "relabelings": relabelings}
     spec = {"selector": selector(instance_labels(name, component)), "podMetricsEndpoints": [endpoint]}
-    return made(manifest, context, "monitoring.coreos.com/v1", "PodMonitor", named, component, spec=spec)
+    made_monitor = made(manifest, context, "monitoring.coreos.com/v1", "PodMonitor", named, component, spec=spec)
+    made_monitor["metadata"]["labels"] |= dict(context.monitor_labels)
+    return made_monitor

@@ -29,6 +29,8 @@ class Context:
     version: str
     """The operator's own. Not in pod templates: an upgrade of the operator alone restarts no engine."""
     image_pull_policy: str = "IfNotPresent"
+    monitor_labels: tuple[tuple[str, str], ...] = ()
+    """Of the PodMonitors: a Prometheus looks at those with its own label."""
     monitoring_namespace: str | None = None
     """Where Prometheus runs; None: the NetworkPolicies let it in from nowhere."""
 

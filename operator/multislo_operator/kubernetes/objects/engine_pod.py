@@ -19,10 +19,12 @@ from multislo_operator.kubernetes.objects.context import (
     pod_labels,
     selector,
 )
-from multislo_operator.kubernetes.objects.overlay import ENGINE, overlaid
+from multislo_operator.kubernetes.objects.overlay import overlaid
 from multislo_operator.kubernetes.objects.times import Stopping, pre_stop, probe, startup_most_s, stopping
 from multislo_perf.profile import Profile
 
+ENGINE = "engine"
+"""The engine's container."""
 PORT = 8000
 PROFILE_FOLDER = "/etc/multislo"
 CACHE = "/cache"

@@ -12,6 +12,7 @@ from multislo_operator.kubernetes.objects.context import (
     CONTAINER_SECURITY,
     POD_SECURITY,
     Context,
+    Unbuildable,
     digest,
     instance_labels,
     made,
@@ -19,6 +20,7 @@ from multislo_operator.kubernetes.objects.context import (
     selector,
 )
 from multislo_operator.kubernetes.objects.engine_pod import profile_config
+from multislo_operator.kubernetes.objects.overlay import overlaid
 from multislo_operator.kubernetes.objects.times import Stopping, pre_stop, probe, stopping
 
 ROUTER = "router"
@@ -62,6 +64,7 @@ def router_config(manifest: MultiSLOServing) -> str:
 
 
 def router_deployment(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
+    """Raises `Unbuildable` for an impossible podTemplate."""
     name = manifest.metadata.name
     labels = instance_labels(name, names.ROUTER)
     template = {
@@ -88,6 +91,9 @@ def router_deployment(manifest: MultiSLOServing, context: Context) -> dict[str, 
             "volumes": _volumes(manifest),
         },
     }
+    template, problems = overlaid(template, manifest.spec.router.pod_template, ROUTER)
+    if problems:
+        raise Unbuildable(problems)
     return made(
         manifest, context, "apps/v1", "Deployment", names.router_of(name), names.ROUTER,
         spec={
