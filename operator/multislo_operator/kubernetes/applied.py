@@ -33,6 +33,8 @@ class Due(Enum):
 class Child:
     """What is remembered of one child. Times by the operator's monotonic clock."""
 
+    whole: bool
+    """The cache holds all of it, and not only its metadata."""
     desired: Object | None = None
     digest: str = ""
     uid: str = ""
@@ -52,13 +54,13 @@ class Child:
         self.desired = desired
         if not watched:
             return Due.APPLY if now - self.at >= UNWATCHED_AGAIN_S else Due.NO
-        if live is not None and live["metadata"]["uid"] == self.uid and mark(live, desired) == self.mark:
+        if live is not None and live["metadata"]["uid"] == self.uid and mark(live, desired, self.whole) == self.mark:
             return Due.NO
         return self._edited(live, now)
 
     def applied(self, desired: Object, live: Object, now: float) -> None:
         self.desired, self.digest = desired, digest(desired)
-        self.uid, self.mark, self.at = live["metadata"]["uid"], mark(live, desired), now
+        self.uid, self.mark, self.at = live["metadata"]["uid"], mark(live, desired, self.whole), now
 
     def _edited(self, live: Object | None, now: float) -> Due:
         if now < self.held_until:
@@ -82,11 +84,11 @@ def digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def mark(live: Object, desired: Object) -> str:
-    """Of all that we ask for as it is in the live object, defaults within lists included. Where only the metadata are known, its generation
-    (or version, where it has none) stands for the rest."""
+def mark(live: Object, desired: Object, whole: bool) -> str:
+    """Of all that we ask for as it is in the live object, defaults within lists included. `whole` False: only the metadata are known, and
+    the generation (or version, where there is none) stands for the rest."""
     metadata = live["metadata"]
-    if len(live.keys() - {"apiVersion", "kind", "metadata"}) and "generation" in metadata and "spec" in live:
+    if whole:
         return digest(_where(live, desired))
     rest = metadata.get("generation") or metadata["resourceVersion"]
     return digest([rest, _where(metadata, {k: v for k, v in desired["metadata"].items() if k != "managedFields"})])

@@ -158,7 +158,7 @@ class Applier:
 
     async def _apply(self, change: Apply, now: float) -> None:
         kind, name = _of(change)
-        child = self._children.setdefault((kind, name), Child())
+        child = self._children.setdefault((kind, name), Child(whole=kind == DEPLOYMENT))
         due = child.due(change.object, self._live(kind, name), kind in self._cache.watched, now)
         what = f"{kind.name} {name}"
         if due is Due.HELD:
@@ -197,20 +197,22 @@ class Applier:
         before = None if live is None else live["spec"].get("replicas")
         if live is not None and before == change.replicas and _has_owner(live):
             return
-        # By server-side apply, which makes us the owner of the count even where it is the API server's default already.
-        metadata = {"name": change.deployment, "namespace": self._key.namespace}
-        if change.seen_version:
-            metadata["resourceVersion"] = change.seen_version
-        scale = {
-            "apiVersion": "autoscaling/v1",
-            "kind": "Scale",
-            "metadata": metadata,
-            "spec": {"replicas": change.replicas},
-        }
-        await self._api.scale(DEPLOYMENT, scale)
+        if before == change.replicas:
+            # The API server's default. A write that changes nothing makes nobody the owner of the count, so it is changed and back.
+            await self._set_replicas(change.deployment, 0 if change.replicas else 1, change.seen_version)
+            await self._set_replicas(change.deployment, change.replicas, "")
+        else:
+            await self._set_replicas(change.deployment, change.replicas, change.seen_version)
         self._carried.raised |= before is None or change.replicas > before
-        # The answer is a Scale. The next look needs the Deployment as it is now, sooner than the watch may bring it.
-        self._cache.put(DEPLOYMENT, await self._api.get(DEPLOYMENT, self._key.namespace, change.deployment))
+
+    async def _set_replicas(self, name: str, replicas: int, version: str) -> None:
+        """Not through the scale subresource: that one leaves no trace in the managed fields of who wrote where nobody owned the count
+        before, and no time where somebody did."""
+        body: Json = {"spec": {"replicas": replicas}}
+        if version:
+            body["metadata"] = {"resourceVersion": version}
+        live = await self._api.patch(DEPLOYMENT, self._key.namespace, name, body, verb="scale")
+        self._cache.put(DEPLOYMENT, live)
 
     async def _patch_pod(self, change: PatchPod) -> None:
         live = self._live(POD, change.name)

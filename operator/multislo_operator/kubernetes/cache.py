@@ -7,6 +7,7 @@ An object never goes back: one with an older resourceVersion than the known one 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from multislo_operator.kubernetes.changes import Object
@@ -64,7 +65,7 @@ class Cache:
             return
         known = named.get(name)
         if known is None or not _older(object, known):
-            named[name] = object
+            named[name] = _dated(object, known) if kind == DEPLOYMENT else object
             self.wake(key)
 
     def drop(self, kind: Kind, object: Object) -> None:
@@ -135,6 +136,24 @@ def profile_of(resource: Object) -> str | None:
 def profile_text(config_map: Object) -> str | None:
     text = (config_map.get("data") or {}).get(PROFILE_KEY)
     return text if isinstance(text, str) else None
+
+
+def _dated(deployment: Object, known: Object | None) -> Object:
+    """With a time in each managed field. The API server notes none for what came through the scale subresource (`kubectl scale`, an HPA),
+    so it gets the time at which it was first seen with this count."""
+    entries = deployment["metadata"].get("managedFields") or []
+    if all("time" in entry for entry in entries):
+        return deployment
+    metadata = (known or {}).get("metadata") or {}
+    same = known is not None and known["spec"].get("replicas") == deployment["spec"].get("replicas")
+    before = {_writer(entry): entry["time"] for entry in metadata.get("managedFields") or ()} if same else {}
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    dated = [{**entry, "time": entry.get("time") or before.get(_writer(entry)) or now} for entry in entries]
+    return {**deployment, "metadata": {**deployment["metadata"], "managedFields": dated}}
+
+
+def _writer(entry: Object) -> tuple[object, ...]:
+    return entry.get("manager"), entry.get("operation"), entry.get("subresource")
 
 
 def _older(object: Object, known: Object) -> bool:

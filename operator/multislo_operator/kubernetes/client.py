@@ -205,17 +205,12 @@ class Api:
         path = _managed(kind.path(metadata.get("namespace"), metadata["name"])) + "&force=true"
         return await self._call("apply", "PATCH", kind, path, dict(object), _APPLY)
 
-    async def scale(self, kind: Kind, scale: Json) -> Json:
-        """Server-side apply of a Scale object to what it scales; with a resourceVersion in it: only if that is still the present one."""
-        metadata = scale["metadata"]
-        path = _managed(kind.path(metadata["namespace"], metadata["name"], "scale")) + "&force=true"
-        return await self._call("scale", "PATCH", kind, path, scale, _APPLY)
-
     async def patch(
-        self, kind: Kind, namespace: str, name: str, body: Json, style: str = MERGE, subresource: str | None = None
-    ) -> Json:
+        self, kind: Kind, namespace: str, name: str, body: Json, style: str = MERGE, subresource: str | None = None,
+        verb: str = "patch",
+    ) -> Json:  # fmt: skip
         path = _managed(kind.path(namespace, name, subresource))
-        return await self._call("patch", "PATCH", kind, path, body, style)
+        return await self._call(verb, "PATCH", kind, path, body, style)
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str | None = None) -> Json:
         """Gracefully; its children by the garbage collector. With a uid: only that very object, else Conflict."""
