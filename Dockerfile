@@ -1,0 +1,46 @@
+# One image for the operator, the router and the emulated engine. Non-root, works on a read-only root file system, needs no shell.
+#   docker build -t multislo .          podman/buildah: buildah bud -t multislo .
+# BASE is any image with Python 3.11 or later, its venv module, and a shell for the build alone.
+ARG BASE=python:3.11-slim
+
+# What requirements.lock pins, and nothing else. This stage and its layer change with the lock file alone.
+FROM ${BASE} AS dependencies
+COPY requirements.lock /src/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/multislo \
+ && /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r /src/requirements.lock \
+ && /opt/multislo/bin/python -c "import site; open(site.getsitepackages()[0] + '/multislo.pth', 'w').write('/app\n')" \
+ && find /opt/multislo/lib -type d -name tests -prune -exec rm -rf {} + \
+ && /opt/multislo/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/multislo/lib
+
+# Our own code, a layer of a megabyte. It is compiled here, because a read-only root cannot keep what Python compiles.
+FROM dependencies AS code
+COPY pyproject.toml README.md LICENSE /src/
+COPY cli /src/cli
+COPY crds /src/crds
+COPY profiles /src/profiles
+COPY engine /src/engine
+COPY router /src/router
+COPY operator /src/operator
+COPY simulator /src/simulator
+COPY bench /src/bench
+RUN /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target /app /src \
+ && /opt/multislo/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /app
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="multislo" \
+      org.opencontainers.image.description="Serve one LLM to users with different latency needs on one GPU fleet: operator, router, emulated engine" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+COPY --from=dependencies /opt/multislo /opt/multislo
+COPY --from=code /app /app
+# HOME and matplotlib's cache would lie on the read-only root; nothing that a pod runs draws.
+ENV PATH=/app/bin:/opt/multislo/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+WORKDIR /
+USER 65532:65532
+ENTRYPOINT ["multislo"]
+CMD ["--help"]
