@@ -14,7 +14,7 @@ from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.machine import RouterCore
-from multislo_router.core.placement import PlaceBy
+from multislo_router.core.placement import OfferBy, PlaceBy, offered
 from multislo_sim.workloads.request import Request
 
 _PLANNERS = {e.Scheduler.FCFS: "fcfs", e.Scheduler.PRIORITY: "priority", e.Scheduler.SLO_AWARE: "slo-aware"}
@@ -28,6 +28,7 @@ class Scenario:
     homes: tuple[str | None, ...]
     truth: LatencyModel
     place_by: PlaceBy | None = None
+    offer_by: OfferBy = offered
     planner: Planner | None = None
     """Of every engine; None: the one that goes with the core's scheduler."""
     check_every_event: bool = False
@@ -70,7 +71,7 @@ class SimulatedFleet:
     def __init__(self, scenario: Scenario, requests: Sequence[Request]) -> None:
         self.scenario = scenario
         config = scenario.core
-        self.core = RouterCore(config, scenario.place_by)
+        self.core = RouterCore(config, scenario.place_by, scenario.offer_by)
         tiers = {tier.name: tier for tier in config.tiers}
         self.names = [f"i{index}" for index in range(len(scenario.homes))]
         self.index = {name: index for index, name in enumerate(self.names)}

@@ -2,25 +2,29 @@
 with the three methods of `Planner` and a line in `planner_named`; the engine model, the emulator and the simulator
 know nothing else of it."""
 
+from multislo_engine.planners.published import DynamicChunk, QoServe
 from multislo_engine.planners.slo_aware import SloAware
-from multislo_engine.planners.stock import Fcfs, Priority
+from multislo_engine.planners.stock import Edf, Fcfs, Priority
 from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, Planner
 from multislo_perf.latency import LatencyModel
 
 __all__ = [
     "PLANNERS",
     "Decodes",
+    "DynamicChunk",
+    "Edf",
     "EngineView",
     "Fcfs",
     "Job",
     "Plan",
     "Planner",
     "Priority",
+    "QoServe",
     "SloAware",
     "planner_named",
 ]
 
-PLANNERS = ("fcfs", "priority", "slo-aware")
+PLANNERS = ("fcfs", "priority", "edf", "dynamic-chunk", "qoserve", "slo-aware")
 
 
 def planner_named(name: str, belief: LatencyModel) -> Planner:
@@ -29,6 +33,12 @@ def planner_named(name: str, belief: LatencyModel) -> Planner:
         return Fcfs()
     if name == "priority":
         return Priority()
+    if name == "edf":
+        return Edf()
+    if name == "dynamic-chunk":
+        return DynamicChunk(belief)
+    if name == "qoserve":
+        return QoServe(belief)
     if name == "slo-aware":
         return SloAware(belief)
     raise ValueError(f"planner: {name!r} is none of {', '.join(PLANNERS)}")

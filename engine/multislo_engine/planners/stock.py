@@ -7,8 +7,11 @@ will take (`scheduler_reserve_full_isl`, vLLM's default), and nobody is passed o
 the admission.
 """
 
+from itertools import islice
+
 import numpy as np
 
+from multislo_engine.planners.chunks import WAITING_CONSIDERED, admissible
 from multislo_engine.planners.view import EngineView, Job, Plan, Slots, last_admitted
 
 
@@ -42,6 +45,32 @@ class Priority:
 
     def victim(self, view: EngineView) -> Job:
         return max([*view.decodes.jobs, *view.prefills], key=self.order)
+
+
+class Edf:
+    """A static budget as in Sarathi, with prefills by deadline: one under way may be overtaken. vLLM has no such policy."""
+
+    name = "edf"
+
+    def order(self, job: Job) -> tuple[float, ...]:
+        return (job.due_s, job.sequence)
+
+    def plan(self, now: float, view: EngineView) -> Plan:
+        budget = view.batch_tokens - len(view.decodes.jobs)
+        if budget <= 0:
+            return stock_plan(view)
+        chunks: list[tuple[Job, int]] = []
+        queue = [*view.prefills, *admissible(view, islice(view.waiting, WAITING_CONSIDERED))]
+        for job in sorted(queue, key=self.order):
+            tokens = min(job.prefill_tokens, budget)
+            chunks.append((job, tokens))
+            budget -= tokens
+            if not budget:
+                break
+        return Plan(chunks)
+
+    def victim(self, view: EngineView) -> Job:
+        return last_admitted(view)
 
 
 def stock_plan(view: EngineView) -> Plan:

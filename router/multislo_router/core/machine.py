@@ -12,7 +12,7 @@ from multislo_router.core.instance import PREFILL_WINDOW_S, Instance
 from multislo_router.core.invariants import check
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.pending import Pending
-from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, least_harm, nearly, offered
+from multislo_router.core.placement import PLACEMENTS, Choice, Homes, OfferBy, PlaceBy, least_harm, nearly, offered
 from multislo_router.core.report import status_of
 from multislo_router.core.request import Request, Stage
 from multislo_router.core.room import room_for_late
@@ -38,8 +38,9 @@ NOTHING: tuple[d.Decision, ...] = ()
 class RouterCore:
     """All that the router knows: the fleet, the requests, and its own queue. `wake_at`: when it wants a `Tick`, read after each event."""
 
-    def __init__(self, config: CoreConfig, place_by: PlaceBy | None = None) -> None:
-        """`place_by` replaces the manifest's placement: rivals to compare with run on the very same state."""
+    def __init__(self, config: CoreConfig, place_by: PlaceBy | None = None, offer_by: OfferBy = offered) -> None:
+        """`place_by` replaces the manifest's placement, `offer_by` how a held request takes room that has come up: rivals to compare with
+        run on the very same state."""
         self.config = config
         ordered = sorted(config.tiers, key=lambda tier: tier.tpot_s)
         self.tiers = [
@@ -55,6 +56,7 @@ class RouterCore:
         self.fleet_generation = 0
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]
+        self._offer_by = offer_by
         self._tpots = [tier.tpot_s for tier in self.tiers]
         self._touched: list[Instance] = []
         self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
@@ -313,7 +315,7 @@ class RouterCore:
             return NOTHING
         made: list[d.Decision] = []
         for request in self.pending.first_in_time(OFFERED_MAX):
-            choice = offered(instance, request, now)
+            choice = self._offer_by(instance, request, now)
             if choice is not None:
                 self._leave_pending(request)
                 made.append(self._place(request, choice, now))

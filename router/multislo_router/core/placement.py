@@ -35,6 +35,7 @@ class Choice(NamedTuple):
 
 
 PlaceBy = Callable[[Homes, Request, float], Choice | None]
+OfferBy = Callable[[Instance, Request, float], Choice | None]
 
 
 def pack(homes: Homes, request: Request, now: float) -> Choice | None:
