@@ -170,7 +170,7 @@ def test_every_field_has_a_description_and_every_list_and_text_an_end() -> None:
 
     assert undescribed == ["metadata"]
     assert endless == []
-    assert [path for path in unbounded if not path.startswith(free)] == ["apiVersion", "kind"]
+    assert unbounded == ["apiVersion", "kind"]
 
 
 def test_every_field_of_the_spec_tells_its_default() -> None:
@@ -187,6 +187,7 @@ def test_every_field_of_the_spec_tells_its_default() -> None:
         if path.startswith("spec.")
         and path not in required
         and path[-2:] != "[]"
+        and ".podTemplate." not in path
         and "Default: " not in node["description"]
     ]
 

@@ -42,7 +42,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "priorityClassName": "high",
         "podLabels": {"team": "a"},
         "podAnnotations": {"note": "b"},
-        "extraArgs": ["--log-level=debug"],
+        "extraArgs": ["--no-election"],
         "env": [{"name": "A", "value": "b"}],
     },
     "bare": {
@@ -175,10 +175,11 @@ def test_the_operator_is_started_by_its_command_line() -> None:
         "--key-file=/var/run/multislo/key",
         "--host=0.0.0.0",
         "--metrics-port=8080",
+        "--log-format=text",
         "--namespace=serving",
         "--namespace=batch",
     ]
-    assert environment.keys() == {"POD_NAME", "POD_NAMESPACE", "MULTISLO_IMAGE", "MULTISLO_IMAGE_PULL_POLICY"}
+    assert environment.keys() == {"POD_NAME", "POD_NAMESPACE", "MULTISLO_IMAGE"}
     assert environment["MULTISLO_IMAGE"] == container["image"] == "multislo:1.2"
 
 
