@@ -33,7 +33,7 @@ WHOLE = {"volumes", "env"}
 APPENDED = {"tolerations"}
 DIRECTIVE = "$patch"
 """`{name: X, $patch: delete}` removes an item or a field, `{$patch: replace, ...}` puts the rest in its place instead of merging. null
-removes a field too, but `kubectl apply` loses nulls when it changes an object that is there."""
+removes a field too, but `kubectl apply` drops nulls unless it is given --server-side."""
 
 
 def overlaid(
