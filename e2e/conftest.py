@@ -2,14 +2,14 @@
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 import pytest_asyncio
 
 from cluster.api import Api
 from cluster.binaries import NotHere
-from cluster.kwok import KwokCluster, keep, kwok_cluster, show_logs
+from cluster.kwok import KwokCluster, kwok_cluster
 from cluster.processes import Ended
 from cluster.scene import Scene, existing_cluster
 
@@ -19,14 +19,11 @@ CANNOT_RUN = 2
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[KwokCluster]:
+def cluster() -> Iterator[KwokCluster]:
     """Control plane, kwok and pod processes; or, with MULTISLO_E2E_KUBECONFIG, that cluster with fake nodes added."""
     try:
         with kwok_cluster(existing_cluster()) as running:
             yield running
-            kept = keep(running.directory)
-            if request.session.testsfailed and kept is None:
-                show_logs(running.directory)
     except NotHere as error:
         pytest.exit(f"cannot run here: {error}", returncode=CANNOT_RUN)
     except (Ended, TimeoutError) as error:
@@ -50,3 +47,15 @@ async def scene(cluster: KwokCluster, api: Api) -> AsyncIterator[Scene]:
         yield own
     finally:
         await own.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed scenario shows its scene before it is cleared."""
+    report = yield
+    scene = getattr(item, "funcargs", {}).get("scene")
+    if report.when == "call" and report.failed and isinstance(scene, Scene):
+        report.sections.append(("the scene", scene.told()))
+    return report

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
+from cluster.processes import until
 from cluster.scene import IMAGE, Scene, condition, wait_for
 
 HERE = Path(__file__).parent
@@ -47,7 +49,9 @@ async def test_a_fake_pod_is_ready_only_when_its_gate_is_open_and_not_when_it_is
 
     async def gate(status: str) -> None:
         kind = "application/strategic-merge-patch+json"
-        await scene.api.patch(path, {"status": {"conditions": [{"type": "multislo.dev/serving", "status": status}]}}, kind)
+        await scene.api.patch(
+            path, {"status": {"conditions": [{"type": "multislo.dev/serving", "status": status}]}}, kind
+        )
 
     await wait_for("containers are ready, the gate is closed", lambda: ready_is("False", "ContainersNotReady"))
     await gate("True")
@@ -90,7 +94,11 @@ async def test_a_lost_nodes_pods_are_evicted_and_made_again_on_another(scene: Sc
     )
 
     async def runs_on(node: str) -> None:
-        nodes = [p["spec"].get("nodeName") for p in await scene.pods(app="one") if condition(p, "Ready").get("status") == "True"]
+        nodes = [
+            p["spec"].get("nodeName")
+            for p in await scene.pods(app="one")
+            if condition(p, "Ready").get("status") == "True"
+        ]
         assert node in nodes, nodes
 
     await wait_for("it runs on the preferred node", lambda: runs_on(lost))
@@ -99,32 +107,26 @@ async def test_a_lost_nodes_pods_are_evicted_and_made_again_on_another(scene: Sc
     await scene.find_node(lost)
 
 
-async def test_ctrl_c_and_sigkill_leave_no_process_and_no_folder(tmp_path: Path) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with (tmp_path / "out").open("wb") as out:
-            up = subprocess.Popen(
-                [sys.executable, "-m", "cluster", "up"], cwd=HERE, stdout=out, stderr=out, start_new_session=True
-            )
-        try:
-
-            async def is_up() -> str:
-                text = (tmp_path / "out").read_text()
-                assert "KUBECONFIG=" in text, text
-                return text.split("KUBECONFIG=")[1].split()[0]
-
-            kubeconfig = Path(await wait_for("the cluster is up", is_up, 120))
-            assert len(_children(up.pid)) >= 6
-            everybody = _children(up.pid)
-            os.kill(up.pid, number)
-            up.wait(60)
-        finally:
-            up.kill()
-
-        async def is_gone(folder: Path = kubeconfig.parent, everybody: set[int] = everybody) -> None:
-            assert not folder.exists()
-            assert not [pid for pid in everybody if Path(f"/proc/{pid}").exists()]
-
-        await wait_for(f"after {number.name} nothing is left", is_gone, 30)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_a_cluster_and_leaves_no_process_and_no_folder(tmp_path: Path, number: signal.Signals) -> None:
+    printed = tmp_path / "printed"
+    with printed.open("wb") as out:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "cluster", "up"], cwd=HERE, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        until(lambda: "KUBECONFIG=" in printed.read_text() or up.poll() is not None, "the cluster is up", timeout_s=120)
+        folder = Path(printed.read_text().split("KUBECONFIG=")[1].split()[0]).parent
+        everybody = _descendants(up.pid)
+        assert len(everybody) >= 6
+        os.kill(up.pid, number)
+        up.wait(60)
+    finally:
+        up.kill()
+    until(lambda: not folder.exists(), "its folder is gone", timeout_s=30)
+    until(
+        lambda: not [pid for pid in everybody if Path(f"/proc/{pid}").exists()], "its processes are gone", timeout_s=30
+    )
 
 
 async def test_a_request_goes_through_a_router_pod_to_an_engine_pod(scene: Scene) -> None:
@@ -170,8 +172,7 @@ async def test_a_request_goes_through_a_router_pod_to_an_engine_pod(scene: Scene
     await wait_for("the engine is restarted", again)
 
 
-def _children(pid: int) -> set[int]:
-    """All descendants of a process."""
+def _descendants(pid: int) -> set[int]:
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], text=True, capture_output=True, check=True).stdout
     parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
     found: set[int] = set()

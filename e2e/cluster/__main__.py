@@ -19,7 +19,9 @@ CANNOT_RUN = 2
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
-    parser.add_argument("what", choices=["build", "up", "run"], help="build: only the programs; run: CMD with KUBECONFIG set")
+    parser.add_argument(
+        "what", choices=["build", "up", "run"], help="build: only the programs; run: CMD with KUBECONFIG set"
+    )
     parser.add_argument("--nodes", type=int, default=2, metavar="N", help="fake nodes (2)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="nodes whose pods run as processes (1)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="nvidia.com/gpu of each (8)")

@@ -39,17 +39,19 @@ class Api:
     async def connect(cls, kubeconfig: Path | str) -> "Api":
         settings = client.Configuration()
         settings.connection_pool_maxsize = 200  # Each watch holds a connection.
-        await config.load_kube_config(str(kubeconfig), client_configuration=settings)
+        await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         return cls(client.ApiClient(settings))
 
     async def __aenter__(self) -> "Api":
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, path: str, **query: object) -> Object:
         return await self.request("GET", path, query=query)
@@ -84,7 +86,12 @@ class Api:
             return None
 
     async def request(
-        self, method: str, path: str, body: Any = None, kind: str = "application/json", query: dict[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        kind: str = "application/json",
+        query: dict[str, object] | None = None,
     ) -> Object:
         async with await self._open(method, path, body, kind, query or {}, 60) as response:
             found: Object = await response.json(content_type=None)
@@ -113,12 +120,18 @@ class Api:
                     else:
                         known[uid] = item
                     yield event, item
-            except (aiohttp.ClientError, Refused, OSError, ValueError):  # ValueError: half a line, its server was killed
+            except (aiohttp.ClientError, Refused, OSError, ValueError):  # ValueError: half a line of a killed server.
                 await asyncio.sleep(RETRY_S)
 
     async def _events(self, path: str, version: str, query: dict[str, object]) -> AsyncIterator[tuple[str, Object]]:
         while True:
-            asked = {**query, "watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": WATCH_S}
+            asked = {
+                **query,
+                "watch": "true",
+                "resourceVersion": version,
+                "allowWatchBookmarks": "true",
+                "timeoutSeconds": WATCH_S,
+            }
             async with await self._open("GET", path, None, "application/json", asked, WATCH_S + 30) as response:
                 async for line in response.content:
                     event = json.loads(line)

@@ -149,7 +149,11 @@ class ContainerProcess:
         (self._directory / f"{self._spec['name']}.pid").unlink(missing_ok=True)
         self.ready = self._started_up = False
         self._exit_code = 128 - code if code is not None and code < 0 else code
-        over = {"exitCode": self._exit_code, "reason": "Error" if self._exit_code else "Completed", "finishedAt": _now()}
+        over = {
+            "exitCode": self._exit_code,
+            "reason": "Error" if self._exit_code else "Completed",
+            "finishedAt": _now(),
+        }
         over["startedAt"] = self._state.get("running", {}).get("startedAt", over["finishedAt"])
         self._state, self._last = {"terminated": over}, {"terminated": over}
         self._news.set()
@@ -221,7 +225,9 @@ class ContainerProcess:
         """A probe's or a hook's httpGet, tcpSocket, exec or sleep."""
         if "httpGet" in what:
             get = what["httpGet"]
-            url = f"{get.get('scheme', 'HTTP').lower()}://{get.get('host', self._ip)}:{port_of(self._spec, get['port'])}"
+            url = (
+                f"{get.get('scheme', 'HTTP').lower()}://{get.get('host', self._ip)}:{port_of(self._spec, get['port'])}"
+            )
             async with session.get(url + get.get("path", "/"), allow_redirects=False) as response:
                 return 200 <= response.status < 400
         if "tcpSocket" in what:

@@ -55,7 +55,9 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         )
         if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
+            )
         return _written(self.directory, file, builder.sign(self._key, hashes.SHA256()), key)
 
 
@@ -65,9 +67,7 @@ def service_account_keys(directory: Path) -> tuple[Path, Path]:
     private, public = directory / "service-accounts.key", directory / "service-accounts.pub"
     _write(private, _private(key))
     public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return private, public
 

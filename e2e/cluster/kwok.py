@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.binaries import Binaries, binaries
 from cluster.control_plane import ControlPlane, check_machine
-from cluster.processes import Process, Processes, at_the_end, say
+from cluster.processes import Process, Processes, at_the_end
 
 HERE = Path(__file__).parent
 KWOK_CIDR = "127.1.0.0/16"
@@ -43,7 +43,8 @@ class KwokCluster:
 def kwok_cluster(existing: str | None = None) -> Iterator[KwokCluster]:
     """Up in about 5 s; at the end nothing is left. `existing`: the kubeconfig of a cluster to add kwok and its nodes to instead.
 
-    Raises NotHere, Ended, TimeoutError. What the servers printed is shown with the error; it lies in a folder that is removed.
+    Raises NotHere; Ended and TimeoutError with the servers' last words. All that they print lies in a folder that is removed, but for
+    a copy where MULTISLO_E2E_LOGS names a folder.
     """
     check_machine()
     programs = binaries()
@@ -83,7 +84,10 @@ def kwok_cluster(existing: str | None = None) -> Iterator[KwokCluster]:
             [sys.executable, "-m", "cluster.pod_processes", str(kubeconfig), str(directory / "pods")],
             {"PYTHONPATH": str(HERE.parent)},
         )
-        yield KwokCluster(directory, programs, kubeconfig, processes, plane, kwok, pods)
+        try:
+            yield KwokCluster(directory, programs, kubeconfig, processes, plane, kwok, pods)
+        finally:
+            _keep_logs(directory)
 
 
 def node(name: str, gpus: int, labels: dict[str, str] | None = None) -> dict[str, Any]:
@@ -122,22 +126,9 @@ def node(name: str, gpus: int, labels: dict[str, str] | None = None) -> dict[str
     }
 
 
-def show_logs(directory: Path, lines: int = 30) -> None:
-    """The last lines of every log, for somebody who looks at a failure."""
-    for log in sorted(directory.rglob("*.log")):
-        text = log.read_text(errors="replace").splitlines()
-        say(f"==== {log.relative_to(directory)} (last {min(lines, len(text))} of {len(text)} lines)")
-        say("\n".join(text[-lines:]))
-
-
-def keep(directory: Path) -> Path | None:
-    """A copy of the logs where MULTISLO_E2E_LOGS says, for CI to store."""
+def _keep_logs(directory: Path) -> None:
     wanted = os.environ.get("MULTISLO_E2E_LOGS")
-    if not wanted:
-        return None
-    target = Path(wanted) / directory.name
-    for log in directory.rglob("*.log"):
-        copy = target / log.relative_to(directory)
+    for log in directory.rglob("*.log") if wanted else []:
+        copy = Path(wanted or "") / log.relative_to(directory)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(log, copy)
-    return target

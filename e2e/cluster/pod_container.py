@@ -71,8 +71,9 @@ def _expanded(word: str, variables: Mapping[str, str]) -> str:
 
 
 def _here(word: str, mounts: Mapping[str, Path], ip: str) -> str:
-    for mounted in sorted(mounts, key=len, reverse=True):
-        word = re.sub(rf"(?<![\w./-]){re.escape(mounted)}(?=/|$|[^\w.-])", lambda _, to=mounts[mounted]: str(to), word)
+    if mounts:  # In one pass: the folder of one may lie below the mountPath of another, as of /tmp.
+        paths = "|".join(re.escape(path) for path in sorted(mounts, key=len, reverse=True))
+        word = re.sub(rf"(?<![\w./-])({paths})(?=/|$|[^\w.-])", lambda match: str(mounts[match.group(1)]), word)
     return word.replace(ANY_ADDRESS, ip)
 
 
@@ -84,7 +85,9 @@ async def _environment(api: Api, pod: Object, container: Object, ip: str) -> dic
     for source in container.get("envFrom", []):
         for kind in ("configMap", "secret"):
             if f"{kind}Ref" in source:
-                values = await _values(api, pod, kind, source[f"{kind}Ref"]["name"], source[f"{kind}Ref"].get("optional", False))
+                values = await _values(
+                    api, pod, kind, source[f"{kind}Ref"]["name"], source[f"{kind}Ref"].get("optional", False)
+                )
                 found |= {source.get("prefix", "") + key: value.decode() for key, value in values.items()}
     for entry in container.get("env", []):
         source = entry.get("valueFrom")
@@ -114,7 +117,7 @@ def _field(pod: Object, path: str, ip: str) -> str:
     keyed = re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path)
     if keyed:
         return str((pod["metadata"].get(keyed.group(1)) or {}).get(keyed.group(2), ""))
-    own = {
+    own: dict[str, str] = {
         "metadata.name": pod["metadata"]["name"],
         "metadata.namespace": pod["metadata"]["namespace"],
         "metadata.uid": pod["metadata"]["uid"],

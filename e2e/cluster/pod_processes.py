@@ -38,7 +38,9 @@ class Pod:
         self._ip = ip
         self._directory = directory
         self._news = asyncio.Event()
-        self._containers = [ContainerProcess(api, seen, spec, ip, directory, self._news) for spec in seen["spec"]["containers"]]
+        self._containers = [
+            ContainerProcess(api, seen, spec, ip, directory, self._news) for spec in seen["spec"]["containers"]
+        ]
         self._beginning = [
             ContainerProcess(api, seen, spec, ip, directory, self._news, once=True)
             for spec in seen["spec"].get("initContainers", [])
@@ -141,7 +143,11 @@ class Pod:
     def _status(self) -> Object:
         ready = all(container.ready for container in self._containers)
         true = {c["type"] for c in self.seen.get("status", {}).get("conditions", []) if c["status"] == "True"}
-        closed = [gate["conditionType"] for gate in self.seen["spec"].get("readinessGates", []) if gate["conditionType"] not in true]
+        closed = [
+            gate["conditionType"]
+            for gate in self.seen["spec"].get("readinessGates", [])
+            if gate["conditionType"] not in true
+        ]
         initialized = all(first.done for first in self._beginning)
         why = None if ready else "ContainersNotReady"
         return {

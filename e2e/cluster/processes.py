@@ -25,7 +25,12 @@ class Process:
     """One program that can be stopped, killed, paused and started again, with all its output in `log`."""
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None, directory: Path | None
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None,
+        directory: Path | None,
     ) -> None:
         self.name = name
         self.command = list(command)
@@ -133,7 +138,9 @@ class Processes:
     def __enter__(self) -> "Processes":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # A second Ctrl-C must not leave half of them: the rest gets no grace then, and its end is the kernel's word.
         try:
             self.stop_all()

@@ -76,7 +76,9 @@ class Scene:
             objects = [manifest] if isinstance(manifest, dict) else list(manifest)
             manifest = yaml.safe_dump_all(objects)
         conflicts = ["--force-conflicts"] if force else []
-        self.kubectl("apply", "--server-side", f"--field-manager={field_manager}", *conflicts, "-f", "-", given=manifest)
+        self.kubectl(
+            "apply", "--server-side", f"--field-manager={field_manager}", *conflicts, "-f", "-", given=manifest
+        )
 
     def get(self, kind: str, name: str) -> Object:
         found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json"))
@@ -99,6 +101,21 @@ class Scene:
     def pod_pid(self, pod: str, container: str) -> int:
         """To kill it by. Raises FileNotFoundError where it does not run."""
         return int((self.pod_folder(pod) / f"{container}.pid").read_text())
+
+    def told(self, lines: int = 40) -> str:
+        """For somebody who looks at a failure: what is there, what happened, and the last words of operators and of pods."""
+        parts: list[str] = []
+        for arguments in (["get", "pods,deployments", "-o", "wide"], ["get", "events", "--sort-by=.lastTimestamp"]):
+            try:
+                parts.append("\n".join(self.kubectl(*arguments).splitlines()[-lines:]))
+            except (KubectlFailed, subprocess.TimeoutExpired) as error:
+                parts.append(str(error))
+        parts += [f"-- {operator.name}\n{operator.tail(lines)}" for operator in self.operators]
+        for log in sorted((self.cluster.directory / "pods" / self.namespace).rglob("*.log")):
+            parts.append(
+                f"-- {log.parent.name}, {log.stem}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+            )
+        return "\n\n".join(parts)
 
     # -- nodes -------------------------------------------------------------------------------------------------------------
 
@@ -139,6 +156,16 @@ class Scene:
             name, [multislo(), "operator", *arguments],
             {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "MULTISLO_IMAGE": IMAGE, **(environment or {})},
         )  # fmt: skip
+        self.operators.append(process)
+        return process
+
+    def start_many_routers(self) -> Process:
+        """One process that is the routers and engines of every resource on kwok nodes. It ends with the test."""
+        process = self.cluster.processes.start(
+            f"many-routers-{self.namespace}",
+            [sys.executable, "-m", "cluster.many_routers", str(self.kubeconfig), str(self.cluster.directory / "many")],
+            {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
         self.operators.append(process)
         return process
 
