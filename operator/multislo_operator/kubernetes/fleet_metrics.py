@@ -84,6 +84,7 @@ class FleetFigures:
     spec: FleetSpec | None = None
     plan: Plan | None = None
     observed: FleetObserved | None = None
+    accelerators_used: int | None = None
     decisions: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """By tier, action and why."""
     holds: dict[tuple[str, str], bool] = field(default_factory=dict)
@@ -151,8 +152,8 @@ def _needs(fleet: FleetFigures) -> Rows:
 
 
 def _used(fleet: FleetFigures) -> Rows:
-    if fleet.plan is not None and fleet.spec is not None:
-        yield (), fleet.plan.instances_used * fleet.spec.accelerators_per_instance
+    if fleet.accelerators_used is not None:
+        yield (), fleet.accelerators_used
 
 
 def _budget(fleet: FleetFigures) -> Rows:
@@ -189,7 +190,8 @@ OF_FLEET = (
         "gauge",
         "instances",
         ("tier",),
-        "Instances that the tier should have, within its limits and the budget. What another autoscaler can follow.",
+        "Instances that the tier should have, within its limits and the budget. Where another actor holds the replicas: as many as "
+        "that one has set.",
         _desired,
     ),
     OfFleet(
@@ -214,7 +216,7 @@ OF_FLEET = (
         "gauge",
         "accelerators",
         (),
-        "Accelerators that instances hold, in any state.",
+        "Accelerators that instances hold, in any state, those that are being deleted included.",
         _used,
     ),
     OfFleet(
@@ -222,7 +224,7 @@ OF_FLEET = (
         "gauge",
         "accelerators",
         (),
-        "The budget: scaling.acceleratorsMax.",
+        "The budget in force: scaling.acceleratorsMax, or less where the nodes have no place for a pod that waits.",
         _budget,
     ),
     OfFleet(
@@ -273,7 +275,8 @@ OF_FLEET = (
         ("type", "reason"),
         "The resource's conditions with their present reason: 1 True, 0 False, -1 Unknown.",
         lambda fleet: (
-            ((kind, reason), STATUS_VALUES.get(status, -1.0)) for kind, (status, reason) in tuple(fleet.conditions.items())
+            ((kind, reason), STATUS_VALUES.get(status, -1.0))
+            for kind, (status, reason) in tuple(fleet.conditions.items())
         ),
     ),
     OfFleet(

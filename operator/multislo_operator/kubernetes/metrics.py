@@ -50,9 +50,20 @@ class OperatorMetrics:
         self._reaction = Histogram(*_REACTION, buckets=REACTION_EDGES, registry=registry)
         registry.register(_Fleets(self._fleets, self._writes))
 
-    def observe_plan(self, key: Key, spec: FleetSpec, plan: Plan, observed: FleetObserved, now: float) -> None:
-        """One decision. `now` by the clock that `scaled_up` is called with."""
+    def observe_plan(
+        self,
+        key: Key,
+        spec: FleetSpec,
+        plan: Plan,
+        observed: FleetObserved,
+        now: float,
+        accelerators_used: int | None = None,
+    ) -> None:
+        """One decision. `now` by the clock that `scaled_up` is called with; `accelerators_used` as the status says it; default: those of
+        the plan's instances."""
         fleet = self._fleets.setdefault(key, FleetFigures())
+        used = plan.instances_used * spec.accelerators_per_instance if accelerators_used is None else accelerators_used
+        fleet.accelerators_used = used
         fleet.spec, fleet.plan, fleet.observed = spec, plan, observed
         homes = {instance.id: instance.tier for instance in observed.instances}
         for action in plan.actions:

@@ -86,6 +86,12 @@ def test_a_plan_is_exported_by_tier_in_instances_and_accelerators(exported: Expo
     assert exported.samples("multislo_operator_need_instances", **of, tier="realtime")[("work",)] == pytest.approx(0.5)
 
 
+def test_accelerators_of_pods_that_are_being_deleted_count_where_the_status_counts_them(exported: Exported) -> None:
+    plan, _ = decide(SPEC, seen(READY), Memory(), 1.0)
+    exported.metrics.observe_plan(CHAT, SPEC, plan, seen(READY), 1.0, accelerators_used=4)
+    assert exported.samples("multislo_operator_accelerators_used", namespace="serving", fleet="chat") == {(): 4}
+
+
 def test_a_routers_silence_leaves_load_and_age_absent_and_says_so(exported: Exported) -> None:
     exported.plan(FleetObserved([READY], None, data_age_s=float("inf")))
     assert exported.samples("multislo_operator_load_known", fleet="chat") == {("serving",): 0}

@@ -44,6 +44,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "autoscaling"
 FLEET = Key("serving", "test")
 TRAFFIC_S = 12.0
 WINDOW = "20s"
+PATIENCE_S = 90.0
+LOOK_S = 0.3
+"""As the operator looks while requests wait."""
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None and not os.environ.get("CI"), reason="there is no prometheus here"
@@ -92,7 +95,8 @@ class Prometheus:
         return finite(value for series in data["result"] for _, value in series["values"])
 
     def now(self, expr: str) -> list[float]:
-        return finite(series["value"][1] for series in self.get("query", query=expr)["result"])
+        data = self.get("query", query=expr) or {"result": []}
+        return finite(series["value"][1] for series in data["result"])
 
     def labels(self, variable: str) -> list[str]:
         """What Grafana makes of `label_values(series, label)`."""
@@ -142,7 +146,7 @@ class Seen:
 
 
 class Operator(threading.Thread):
-    """Decides for the fleet as the operator does, once a second, and exports it. Nobody carries it out: what is wanted stays wanted."""
+    """Decides for the fleet as the operator does, and exports it. Nobody carries it out: what is wanted stays wanted."""
 
     def __init__(self, manifest: MultiSLOServing, profile: Profile, fleet: Callable[[], Any]) -> None:
         super().__init__()
@@ -166,7 +170,7 @@ class Operator(threading.Thread):
     def _loop(self) -> None:
         memory = Memory()
         since: dict[str, float] = {}
-        while not self._enough.wait(1.0):
+        while not self._enough.wait(LOOK_S):
             answer = self._fleet()
             now = time.monotonic()
             snapshot = None if answer is None else FleetSnapshot.model_validate(answer)
@@ -201,7 +205,7 @@ def traffic(fleet: Any, url: str) -> None:
         [
             Path(sys.executable).with_name("multislo"),
             *("replay", "--url", url, "-f", fleet.folder / "manifest.yaml", "--tiers", "realtime=0.5,batch=0.5"),
-            *("--workload", "uniform", "--prompt-tokens", "500-2000", "--output-tokens", "40-120"),
+            *("--workload", "uniform", "--prompt-tokens", "1000-3000", "--output-tokens", "40-120"),
             *("--rate", "40", "--duration", f"{TRAFFIC_S:g}", "--drain", "5"),
         ],
         check=True,
@@ -209,6 +213,15 @@ def traffic(fleet: Any, url: str) -> None:
         stderr=subprocess.DEVNULL,
         timeout=120,
     )
+
+
+def provoke(fleet: Any, prometheus: Prometheus) -> None:
+    """Traffic until something was scaled because requests wait."""
+    until = time.monotonic() + PATIENCE_S
+    traffic(fleet, fleet.url("OpenAI API"))
+    while not prometheus.now("multislo_operator_scale_up_reaction_seconds_count > 0"):
+        assert time.monotonic() < until, "no request had to wait, though there were too many"
+        traffic(fleet, fleet.url("OpenAI API"))
 
 
 @contextmanager
@@ -299,8 +312,7 @@ def autoscalers_queries() -> Iterator[str]:
     _, adapter = yaml.safe_load_all((EXAMPLES / "hpa.yaml").read_text())
     (rule,) = yaml.safe_load(adapter["data"]["rules.yaml"])["externalRules"]
     matchers = f'namespace="{FLEET.namespace}",fleet="{FLEET.name}",tier="realtime"'
-    named = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
-    yield named.replace("<<.LabelMatchers>>", matchers).replace("<<.GroupBy>>", "namespace")
+    yield rule["metricsQuery"].replace("<<.LabelMatchers>>", matchers).replace("<<.GroupBy>>", "namespace")
 
 
 def test_every_panel_and_every_rule_finds_data_in_a_prometheus_that_scraped_a_fleet_under_traffic(
@@ -312,7 +324,7 @@ def test_every_panel_and_every_rule_finds_data_in_a_prometheus_that_scraped_a_fl
     served = load_manifest(fleet.folder / "manifest.yaml")
     with running(fleet, served, load_profile(manifest["spec"]["profile"])) as (prometheus, operator):
         begin = time.time()
-        traffic(fleet, fleet.url("OpenAI API"))
+        provoke(fleet, prometheus)
         patience(lambda: evaluated(prometheus), "all rules to be evaluated")
         end = time.time()
         assert operator.error is None
