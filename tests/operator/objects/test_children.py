@@ -76,6 +76,11 @@ def test_without_a_warm_pool_and_without_prometheus_there_is_less(cluster: Any) 
     assert not any(kind == "PodMonitor" for kind, _ in made)
 
 
+def test_a_version_with_a_plus_is_a_label_still(cluster: Any) -> None:
+    cluster.context["version"] = "0.2.0.dev1+g1234"
+    assert cluster.made()["Service", "llama"]["metadata"]["labels"]["app.kubernetes.io/version"] == "0.2.0.dev1_g1234"
+
+
 def test_a_prometheus_finds_its_monitors_by_its_label(cluster: Any) -> None:
     cluster.context["monitor_labels"] = (("release", "prometheus"),)
     assert cluster.made()["PodMonitor", "llama-engine"]["metadata"]["labels"]["release"] == "prometheus"
@@ -126,6 +131,11 @@ DRIFT: dict[str, tuple[Callable[[Any], object], set[str]]] = {
     "the default tier": (lambda c: c.spec.update(defaultTier="realtime"), {"llama-router"}),
     "the operator's token": (lambda c: c.context.update(token_secret="llama-fleet-89abcdef"), {"llama-router"}),
     "our image": (lambda c: c.context.update(image="multislo:new"), {"llama-router"}),
+    "the longest request": (lambda c: c.spec["model"].update(maxLength=8192), ENGINES | {"llama-router"}),
+    "served names": (lambda c: c.spec["model"].update(servedNames=["other"]), ENGINES | {"llama-router"}),
+    "accelerators of an engine": (lambda c: c.spec["engine"].update(accelerator={"perInstance": 2}), ENGINES),
+    "a port": (lambda c: c.spec.update(router={"adminPort": 9999}), {"llama-router"}),
+    "the keys' Secret": (lambda c: c.spec.update(router={"apiKeys": {"secret": "keys"}}), {"llama-router"}),
     "the engine's image": (lambda c: c.spec["engine"].update(image="vllm/vllm-openai:v0.34.0"), ENGINES),
     "the hub's token": (lambda c: c.spec["model"].update(tokenSecret="hub"), ENGINES),
     "the claim": (lambda c: c.spec["engine"].update(cache={"claim": "models"}), ENGINES),

@@ -1,6 +1,7 @@
 """What the objects of a resource need beside its manifest, and what they have in common: owner, labels, hashes. Pure."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,10 +74,15 @@ def made(
     metadata = {
         "name": name,
         "namespace": manifest.metadata.namespace,
-        "labels": {**pod_labels(manifest.metadata.name, component), VERSION_LABEL: context.version},
+        "labels": {**pod_labels(manifest.metadata.name, component), VERSION_LABEL: _label_value(context.version)},
         "ownerReferences": [owner],
     }
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
+
+
+def _label_value(text: str) -> str:
+    """A version such as 0.2.0+dirty may have characters that a label may not."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:63].strip("._-")
 
 
 def digest(text: str) -> str:
