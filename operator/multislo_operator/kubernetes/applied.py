@@ -70,7 +70,7 @@ class Child:
         self.edits.append(now)
         while now - self.edits[0] > EDITS_WITHIN_S:
             self.edits.popleft()
-        again_after_hold = self.holds > 0 and now - self.at < EDITS_WITHIN_S
+        again_after_hold = self.holds > 0 and self.at >= self.held_until and now - self.at < EDITS_WITHIN_S
         if len(self.edits) > EDITS_MAX or again_after_hold:
             self.held_until = now + min(HOLD_FIRST_S * 2**self.holds, HOLD_MAX_S)
             self.holds += 1

@@ -159,7 +159,7 @@ class Applier:
     async def _apply(self, change: Apply, now: float) -> None:
         kind, name = _of(change)
         child = self._children.setdefault((kind, name), Child(whole=kind == DEPLOYMENT))
-        due = child.due(change.object, self._live(kind, name), kind in self._cache.watched, now)
+        due = child.due(change.object, self._live(kind, name), self._cache.watches(self._key, kind), now)
         what = f"{kind.name} {name}"
         if due is Due.HELD:
             if what not in self.held:
@@ -285,7 +285,7 @@ class Applier:
 
     async def _delete(self, change: Delete) -> None:
         kind = Kind(change.api_version, change.kind)
-        if kind in self._cache.watched and self._live(kind, change.name) is None:
+        if self._cache.watches(self._key, kind) and self._live(kind, change.name) is None:
             return
         with contextlib.suppress(NotFound):
             await self._api.delete(kind, self._key.namespace, change.name)

@@ -35,8 +35,8 @@ class Cache:
     resources: dict[Key, Object] = field(default_factory=dict)
     children: dict[Key, dict[Kind, Named]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(dict)))
     """By the resource's key, their kind and name. Of kinds that `seen` does not show, only the metadata."""
-    watched: set[Kind] = field(default_factory=set)
-    """The kinds whose absence here means that there is none."""
+    watched: set[tuple[Kind, str | None]] = field(default_factory=set)
+    """Kinds that have been listed, in a namespace or everywhere (None): what is not here does not exist."""
     profiles: dict[tuple[str, str], str | None] = field(default_factory=dict)
     """(namespace, ConfigMap) -> the text in it, of those that a resource names."""
 
@@ -54,6 +54,9 @@ class Cache:
             pods=dict(children.get(POD) or {}),
             profile_text=None if named is None else self.profiles.get((key.namespace, named)),
         )
+
+    def watches(self, key: Key, kind: Kind) -> bool:
+        return (kind, None) in self.watched or (kind, key.namespace) in self.watched
 
     def child(self, key: Key, kind: Kind, name: str) -> Object | None:
         return (self.children.get(key) or {}).get(kind, {}).get(name)

@@ -74,8 +74,9 @@ class Watch:
     cache: Cache
     what: Watched
     namespace: str | None
-    changed: Callable[[str, Object], None] = lambda type, object: None
-    """Told of each object that came (ADDED, MODIFIED) or went (DELETED)."""
+    listed: Callable[[str | None, list[Object]], None] = lambda namespace, objects: None
+    changed: Callable[[Object], None] = lambda object: None
+    """Told of a new list, and of each object that came, changed or went after it."""
     synced: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str | None = None
     lists: int = 0
@@ -118,10 +119,8 @@ class Watch:
         self.lists += 1
         listed = [self._slim(object) for object in objects]
         self.cache.replace(what.kind, self.namespace, listed)
-        if self.namespace is None or what.kind == RESOURCE:
-            self.cache.watched.add(what.kind)
-        for object in listed:
-            self.changed("ADDED", object)
+        self.cache.watched.add((what.kind, self.namespace))
+        self.listed(self.namespace, listed)
         self._well()
         self.synced.set()
         return version
@@ -132,7 +131,7 @@ class Watch:
         elif type in ("ADDED", "MODIFIED"):
             self.cache.put(self.what.kind, self._slim(object))
         if type != "BOOKMARK":
-            self.changed(type, object)
+            self.changed(object)
 
     def _slim(self, object: Json) -> Json:
         """Without what nobody reads and what is half of a pod's size. Lists leave out the kind, which everybody reads."""
@@ -167,15 +166,10 @@ class Watches:
     def __init__(self, api: Api, cache: Cache, namespaces: Sequence[str] = ()) -> None:
         self._profiles = Profiles(api, cache)
         self._watches = [
-            Watch(api, cache, what, namespace, self._profiles.changed if what.kind == CONFIG_MAP else self._resource)
-            if what.kind in (CONFIG_MAP, RESOURCE)
-            else Watch(api, cache, what, namespace)
+            Watch(api, cache, what, namespace, *self._profiles.hears(what.kind))
             for what in WATCHED
             for namespace in (namespaces or (None,))
         ]
-
-    def _resource(self, type: str, object: Object) -> None:
-        self._profiles.resource(object)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -208,18 +202,35 @@ class Profiles:
         self._cache = cache
         self._versions: dict[tuple[str, str], str] = {}
 
-    def changed(self, type: str, config_map: Object) -> None:
-        metadata = config_map["metadata"]
-        place = metadata["namespace"], metadata["name"]
-        if self._cache.naming(*place) and (
-            type == "DELETED" or self._versions.get(place) != metadata["resourceVersion"]
-        ):
-            self.read.put_nowait(place)
+    def hears(self, kind: Kind) -> tuple[Callable[[str | None, list[Object]], None], Callable[[Object], None]]:
+        """What to call for a new list of a kind, and for a single change."""
+        if kind == RESOURCE:
+            return self._listed_resources, self._resource
+        if kind == CONFIG_MAP:
+            return self._listed_config_maps, self._config_map
+        return lambda namespace, objects: None, lambda object: None
 
-    def resource(self, resource: Object) -> None:
+    def _listed_resources(self, namespace: str | None, resources: list[Object]) -> None:
+        for resource in resources:
+            self._resource(resource)
+
+    def _resource(self, resource: Object) -> None:
         named = profile_of(resource)
         place = resource["metadata"]["namespace"], named or ""
         if named is not None and place not in self._cache.profiles:
+            self.read.put_nowait(place)
+
+    def _listed_config_maps(self, namespace: str | None, config_maps: list[Object]) -> None:
+        """Those that are known and have changed, or vanished, since the last list."""
+        versions = {(m["namespace"], m["name"]): m["resourceVersion"] for m in (o["metadata"] for o in config_maps)}
+        for place in self._cache.profiles:
+            if namespace in (None, place[0]) and versions.get(place) != self._versions.get(place):
+                self.read.put_nowait(place)
+
+    def _config_map(self, config_map: Object) -> None:
+        metadata = config_map["metadata"]
+        place = metadata["namespace"], metadata["name"]
+        if self._cache.naming(*place):
             self.read.put_nowait(place)
 
     async def run(self) -> None:
@@ -247,7 +258,3 @@ class Profiles:
             return
         self._versions[place] = config_map["metadata"]["resourceVersion"]
         self._cache.set_profile(*place, profile_text(config_map))
-
-
-def kinds(watched: Iterable[Watched] = WATCHED) -> list[Kind]:
-    return [what.kind for what in watched]
