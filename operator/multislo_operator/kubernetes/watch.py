@@ -7,10 +7,11 @@ ends its operator; and it needs the rights to list CRDs and namespaces. The asyn
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from multislo_operator.kubernetes.cache import (
@@ -38,6 +39,7 @@ WATCH_FOR_S = (240, 480)
 """A watch's length is drawn from here, so that not all end in the same second."""
 BACK_OFF_S = (0.2, 10.0)
 REFUSED_BACK_OFF_S = 60.0
+PROFILES_S = 10.0
 STUCK_S = 180.0
 """A watch that has done nothing for so long, not even failed, is stuck; each has a sign of life within 100 s."""
 
@@ -117,7 +119,7 @@ class Watch:
         what = self.what
         objects, version = await self.api.list(what.kind, self.namespace, what.labels, what.metadata_only)
         self.lists += 1
-        listed = [self._slim(object) for object in objects]
+        listed: list[Object] = [self._slim(object) for object in objects]
         self.cache.replace(what.kind, self.namespace, listed)
         self.cache.watched.add((what.kind, self.namespace))
         self.listed(self.namespace, listed)
@@ -180,7 +182,9 @@ class Watches:
     async def synced(self) -> None:
         for watch in self._watches:
             await watch.synced.wait()
-        await self._profiles.read.join()
+        with contextlib.suppress(TimeoutError):  # One that cannot be read is missed where it is named, and there alone.
+            async with asyncio.timeout(PROFILES_S):
+                await self._profiles.read.join()
 
     def ready(self) -> bool:
         return all(watch.synced.is_set() for watch in self._watches)
