@@ -107,6 +107,33 @@ async def test_a_lost_nodes_pods_are_evicted_and_made_again_on_another(scene: Sc
     await scene.find_node(lost)
 
 
+async def test_a_pod_that_asks_the_api_server_has_the_rights_of_its_service_account(scene: Scene) -> None:
+    await scene.add_nodes(1, processes=True)
+    ask = (
+        "import os, yaml, ssl, urllib.request, urllib.error\n"
+        + """
+said = yaml.safe_load(open(os.environ["KUBECONFIG"]))
+cluster, user = said["clusters"][0]["cluster"], said["users"][0]["user"]
+trust = ssl.create_default_context(cafile=cluster["certificate-authority"])
+asked = urllib.request.Request(cluster["server"] + "/api/v1/nodes", headers={"Authorization": "Bearer " + user["token"]})
+try:
+    urllib.request.urlopen(asked, context=trust)
+except urllib.error.HTTPError as error:
+    print(error.read().decode())
+"""
+    )
+    asking = pod("asks", restartPolicy="Never")
+    asking["spec"]["containers"][0] |= {"command": ["python3", "-c", ask]}
+    scene.apply(asking)
+
+    async def over() -> None:
+        (found,) = await scene.pods()
+        assert found["status"]["phase"] == "Succeeded", found["status"]
+
+    await wait_for("it has asked", over)
+    assert f"system:serviceaccount:{scene.namespace}:default" in scene.pod_log("asks", "main")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_a_cluster_and_leaves_no_process_and_no_folder(tmp_path: Path, number: signal.Signals) -> None:
     printed = tmp_path / "printed"

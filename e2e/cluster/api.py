@@ -42,6 +42,11 @@ class Api:
         await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         return cls(client.ApiClient(settings))
 
+    @property
+    def url(self) -> str:
+        """The server's."""
+        return str(self._client.configuration.host)
+
     async def __aenter__(self) -> "Api":
         return self
 

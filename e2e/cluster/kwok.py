@@ -4,7 +4,9 @@ root. Called by the suite's conftest and by `python -m cluster`.
 
 import contextlib
 import os
+import random
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.binaries import Binaries, binaries
+from cluster.binaries import Binaries, NotHere, binaries
 from cluster.control_plane import ControlPlane, check_machine
 from cluster.processes import Process, Processes, at_the_end
 
 HERE = Path(__file__).parent
-KWOK_CIDR = "127.1.0.0/16"
-"""Pods' addresses are the loopback's, so that a process of this machine can really listen on them."""
+NETWORKS = range(10, 250)
+"""Pods' addresses are 127.N.x.y, so that a process of this machine can really listen on them; N is each cluster's own."""
+NETWORK_PORT = 19999
+"""Who listens on it at 127.N.0.1 has network N."""
 LOST_S = 20
 """Without a heartbeat for so long a node is lost. Kubernetes' own value is 50."""
 EVICTED_S = 5
@@ -35,6 +39,8 @@ class KwokCluster:
     kubeconfig: Path
     processes: Processes
     plane: ControlPlane | None
+    network: str
+    """Pods' addresses begin with it."""
     kwok: Process
     pod_processes: Process
 
@@ -52,6 +58,7 @@ def kwok_cluster(existing: str | None = None) -> Iterator[KwokCluster]:
     with (
         # Twice: a server that is being killed may write into a folder that is being removed.
         at_the_end(f"rm -rf '{directory}' 2>/dev/null || {{ sleep 1; rm -rf '{directory}'; }}"),
+        _network() as network,
         Processes(directory / "logs") as processes,
     ):
         if existing is None:
@@ -72,7 +79,8 @@ def kwok_cluster(existing: str | None = None) -> Iterator[KwokCluster]:
         kwok = processes.start(
             "kwok",
             [
-                programs["kwok"], f"--kubeconfig={kubeconfig}", f"--config={HERE / 'stages.yaml'}", f"--cidr={KWOK_CIDR}",
+                programs["kwok"], f"--kubeconfig={kubeconfig}", f"--config={HERE / 'stages.yaml'}",
+                f"--cidr={network}.0.0/17",
                 "--manage-all-nodes=false", f"--manage-nodes-with-annotation-selector={FAKE_NODE}=fake",
                 "--node-lease-duration-seconds=0",  # pod_processes.py gives the heartbeats: it can also stop them.
                 "--server-address=127.0.0.1:0",
@@ -81,11 +89,11 @@ def kwok_cluster(existing: str | None = None) -> Iterator[KwokCluster]:
         )  # fmt: skip
         pods = processes.start(
             "pod-processes",
-            [sys.executable, "-m", "cluster.pod_processes", str(kubeconfig), str(directory / "pods")],
+            [sys.executable, "-m", "cluster.pod_processes", str(kubeconfig), str(directory / "pods"), network],
             {"PYTHONPATH": str(HERE.parent)},
         )
         try:
-            yield KwokCluster(directory, programs, kubeconfig, processes, plane, kwok, pods)
+            yield KwokCluster(directory, programs, kubeconfig, processes, plane, network, kwok, pods)
         finally:
             _keep_logs(directory)
 
@@ -124,6 +132,21 @@ def node(name: str, gpus: int, labels: dict[str, str] | None = None) -> dict[str
             },
         },
     }
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[str]:
+    """The first two bytes of pods' addresses, taken for as long as the block lasts: other clusters of this machine have others."""
+    for number in random.sample(NETWORKS, k=len(NETWORKS)):
+        with socket.socket() as held:
+            try:
+                held.bind((f"127.{number}.0.1", NETWORK_PORT))
+                held.listen()
+            except OSError:
+                continue
+            yield f"127.{number}"
+            return
+    raise NotHere(f"all {len(NETWORKS)} networks of the loopback are taken by other clusters")
 
 
 def _keep_logs(directory: Path) -> None:

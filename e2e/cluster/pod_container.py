@@ -2,7 +2,8 @@
 
 There is no image, no file system and no network of its own. So: the image's program is the `multislo` of this Python environment;
 files of volumes are written to a folder, and paths below a mountPath are replaced by the folder's in arguments and environment; the
-address 0.0.0.0 becomes the pod's own, one of the loopback's. Limits on CPU and memory are ignored.
+address 0.0.0.0 becomes the pod's own, one of the loopback's. Where a container would find its service account's token, KUBECONFIG says
+where it is instead. Limits on CPU and memory are ignored.
 """
 
 import base64
@@ -14,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from cluster.api import Api, Object, Refused
 
 ANY_ADDRESS = "0.0.0.0"
+ACCOUNT_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN_LIFE_S = 86_400
 
 
 class CannotStart(Exception):
@@ -36,6 +41,8 @@ async def start_of(api: Api, pod: Object, container: Object, ip: str, directory:
     words = [*(container.get("command") or ["multislo"]), *(container.get("args") or [])]
     here = [_here(_expanded(word, variables), mounts, ip) for word in words]
     environment = {name: _here(value, mounts, ip) for name, value in variables.items()}
+    if ACCOUNT_FOLDER in mounts:
+        environment["KUBECONFIG"] = str(await _account(api, pod, mounts[ACCOUNT_FOLDER]))
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return Start([_program(here[0]), *here[1:]], {**inherited, "HOSTNAME": pod["metadata"]["name"], **environment})
 
@@ -146,6 +153,38 @@ async def _values(api: Api, pod: Object, kind: str, name: str, optional: bool) -
     if kind == "configMap":
         values |= {key: text.encode() for key, text in (found.get("data") or {}).items()}
     return values
+
+
+async def _account(api: Api, pod: Object, place: Path) -> Path:
+    """A kubeconfig of the pod's service account, bound to the pod as a kubelet's tokens are."""
+    space, account = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName", "default")
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+    try:
+        token = await api.create(
+            f"/api/v1/namespaces/{space}/serviceaccounts/{account}/token",
+            {"spec": {"expirationSeconds": TOKEN_LIFE_S, "boundObjectRef": bound}},
+        )
+    except Refused as no:
+        raise CannotStart(str(no)) from None
+    return token_kubeconfig(place / "kubeconfig", api.url, place / "ca.crt", token["status"]["token"], space)
+
+
+def token_kubeconfig(path: Path, url: str, authority: Path, token: str, namespace: str) -> Path:
+    """Writes a kubeconfig for a token."""
+    path.touch(mode=0o600)
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "e2e", "cluster": {"server": url, "certificate-authority": str(authority)}}],
+                "users": [{"name": "account", "user": {"token": token}}],
+                "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "account", "namespace": namespace}}],
+                "current-context": "e2e",
+            }
+        )
+    )
+    return path
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------

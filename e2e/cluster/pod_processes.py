@@ -1,5 +1,5 @@
 """A kubelet of processes: it runs the containers of pods on the nodes process-* as processes of this machine, with real probes,
-restarts, readiness gates and stops. `python -m cluster.pod_processes KUBECONFIG DIRECTORY`, started by kwok.py.
+restarts, readiness gates and stops. `python -m cluster.pod_processes KUBECONFIG DIRECTORY NETWORK`, started by kwok.py.
 
 Of each container DIRECTORY/NAMESPACE/POD/CONTAINER.log and CONTAINER.pid can be read while its pod lives; of a pod that has gone, the
 log can, until a pod of that name comes again. Unlike a kubelet it looks into no image, and a container that ended twice comes back
@@ -22,7 +22,6 @@ FAKE = "e2e.multislo.dev/fake"
 FAKE_NODE = "kwok.x-k8s.io/node"
 LOST = "e2e.multislo.dev/lost"
 """Of a node: its power is cut. Nobody is told; its heartbeats end, and its processes."""
-NETWORK = "127.2"
 RETRY_S = 1.0
 LEASE_S = 20
 HEARTBEAT_S = LEASE_S / 4
@@ -178,9 +177,10 @@ class Pod:
 class Nodes:
     """The heartbeats of all fake nodes, and the pods of those called process-*."""
 
-    def __init__(self, api: Api, directory: Path) -> None:
+    def __init__(self, api: Api, directory: Path, network: str) -> None:
         self._api = api
         self._directory = directory
+        self._network = network
         self._pods: dict[str, Pod] = {}
         self._live: dict[str, Object] = {}
         self._addresses = 1
@@ -253,7 +253,8 @@ class Nodes:
 
     def _address(self) -> str:
         self._addresses += 1
-        return f"{NETWORK}.{self._addresses // 250 % 250}.{self._addresses % 250 + 1}"
+        # The lower half is kwok's.
+        return f"{self._network}.{128 + self._addresses // 250 % 127}.{self._addresses % 250 + 1}"
 
 
 def _condition(kind: str, true: bool, reason: str | None) -> Object:
@@ -280,14 +281,14 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def main(kubeconfig: str, directory: str) -> None:
+async def main(kubeconfig: str, directory: str, network: str) -> None:
     loop, own = asyncio.get_running_loop(), asyncio.current_task()
     assert own is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, own.cancel)
     async with await Api.connect(kubeconfig) as api:
         with contextlib.suppress(asyncio.CancelledError):
-            await Nodes(api, Path(directory)).run()
+            await Nodes(api, Path(directory), network).run()
 
 
 if __name__ == "__main__":

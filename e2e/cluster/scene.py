@@ -16,6 +16,7 @@ import yaml
 
 from cluster.api import Api, Object, Refused
 from cluster.kwok import KwokCluster, node
+from cluster.pod_container import port_of, token_kubeconfig
 from cluster.pod_processes import LOST
 from cluster.processes import Process
 
@@ -60,7 +61,10 @@ class Scene:
     # -- manifests ---------------------------------------------------------------------------------------------------------
 
     def kubectl(self, *arguments: str, given: str | None = None, kubeconfig: Path | None = None) -> str:
-        """In the test's namespace; its output. Raises KubectlFailed."""
+        """In the test's namespace; its output. It blocks for 0.1 s: beside traffic call it, and `apply`, by `asyncio.to_thread`.
+
+        Raises KubectlFailed.
+        """
         done = subprocess.run(
             [self.cluster.binaries["kubectl"], f"--kubeconfig={kubeconfig or self.kubeconfig}", f"--namespace={self.namespace}",
              *arguments],
@@ -84,12 +88,38 @@ class Scene:
         found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
+    def account_kubeconfig(self, account: str, namespace: str | None = None) -> Path:
+        """To act as a service account: exactly its rights."""
+        space = namespace or self.namespace
+        token = self.kubectl("create", "token", account, f"--namespace={space}", "--duration=24h").strip()
+        folder = self.cluster.directory / "accounts" / space
+        folder.mkdir(parents=True, exist_ok=True)
+        authority = folder / "ca.crt"
+        root = self.kubectl("get", "configmap", "kube-root-ca.crt", f"--namespace={space}", "-o", "json")
+        authority.write_text(json.loads(root)["data"]["ca.crt"])
+        return token_kubeconfig(folder / f"{account}.kubeconfig", self.api.url, authority, token, space)
+
     # -- pods --------------------------------------------------------------------------------------------------------------
 
     async def pods(self, **labels: str) -> list[Object]:
         """Those of the namespace that have the labels; dashes and such by `**{"multislo.dev/tier": "chat"}`."""
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         return await self.api.items(f"/api/v1/namespaces/{self.namespace}/pods", labelSelector=selector)
+
+    async def behind(self, service: str) -> list[str]:
+        """host:port of each ready pod behind the first port of a Service: there is no kube-proxy here that would choose one."""
+        found = await self.api.get(f"/api/v1/namespaces/{self.namespace}/services/{service}")
+        target = found["spec"]["ports"][0]["targetPort"]
+        ready = [
+            pod
+            for pod in await self.pods(**found["spec"]["selector"])
+            if condition(pod, "Ready").get("status") == "True"
+        ]
+        return [
+            f"{pod['status']['podIP']}:{port_of(pod['spec']['containers'][0], target)}"
+            for pod in ready
+            if "deletionTimestamp" not in pod["metadata"]
+        ]
 
     def pod_folder(self, pod: str) -> Path:
         """Of a pod on a process node: CONTAINER.log, CONTAINER.pid."""
