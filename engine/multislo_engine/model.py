@@ -142,6 +142,13 @@ class EngineModel:
         """Whether a request of this size can ever be served: alone, it must fit in the KV cache."""
         return self._view.blocks(prompt_tokens + output_tokens) <= self._blocks_max
 
+    def late(self, now: float) -> list[int]:
+        """Ids of the requests here that have missed a deadline by now, by the deadlines that they came with."""
+        decodes = self._view.decodes
+        late = [job.id for job in decodes.late(now)]
+        late += [job.id for job in (*self._view.waiting, *self._view.prefills) if job.late or job.due_s < now]
+        return late
+
     def submit(self, now: float, request: EngineRequest) -> bool:
         """Takes a request in; an idle engine starts its iteration at once. False: the queue is full, or it can never
         fit."""

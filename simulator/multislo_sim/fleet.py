@@ -2,7 +2,7 @@
 Belief and truth are two objects: the core has its own latency model and sees tokens when they arrive; output lengths and the true
 latency are the engines' alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
@@ -15,6 +15,7 @@ from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import OfferBy, PlaceBy, offered
+from multislo_router.core.request import Stage
 from multislo_sim.workloads.request import Request
 
 _PLANNERS = {e.Scheduler.FCFS: "fcfs", e.Scheduler.PRIORITY: "priority", e.Scheduler.SLO_AWARE: "slo-aware"}
@@ -65,6 +66,11 @@ class Outcome:
     busy: list[float] = field(default_factory=list)
 
 
+Watch = Callable[["SimulatedFleet"], bool]
+_WATCH = -2
+_UNSERVED = (Stage.HELD, Stage.PREFILL)
+
+
 class SimulatedFleet:
     """One run. `run()` once."""
 
@@ -91,13 +97,17 @@ class SimulatedFleet:
         self.records = [
             Record(request, request.tier or config.default_tier) for request in sorted(requests, key=lambda r: r.at_s)
         ]
+        self.ended_late: list[int] = []
+        """Numbers of the records that ended with a deadline missed."""
         self._heap: list[tuple[float, int, int]] = []
-        """(time, order, what): what >= 0 an engine's iteration ends, -1 the core's own clock."""
+        """(time, order, what): what >= 0 an engine's iteration ends, else the core's own clock or `_WATCH`."""
         self._order = 0
         self.now = 0.0
 
-    def run(self, until: float = inf) -> Outcome:
-        """Play all arrivals and whatever follows from them, at most until `until`."""
+    def run(self, until: float = inf, watch: Watch | None = None, watch_every_s: float = 5.0) -> Outcome:
+        """Play all arrivals and whatever follows from them, at most until `until`, or until `watch`, asked now and then, says enough."""
+        if watch is not None:
+            self._push(watch_every_s, _WATCH)
         specs = [
             e.InstanceSpec(name, home, e.InstanceState.READY)
             for name, home in zip(self.names, self.scenario.homes, strict=True)
@@ -114,6 +124,11 @@ class SimulatedFleet:
                     break
                 if what >= 0:
                     self._iteration_ended(what)
+                elif what == _WATCH:
+                    if watch is not None and watch(self):
+                        break
+                    self._push(self.now + watch_every_s, _WATCH)
+                    continue
                 elif self.core.wake_at is not None and self.core.wake_at <= self.now:
                     self._carry_out(self.core.handle(e.Tick(self.now)))
             elif at < inf:
@@ -135,6 +150,18 @@ class SimulatedFleet:
             sum(engine.iterations for engine in self.engines),
             sum(engine.preemptions for engine in self.engines),
         )
+
+    def late_now(self) -> set[int]:
+        """Numbers of the records that are not over and have missed a deadline by now."""
+        now = self.now
+        late = {id for engine in self.engines for id in engine.late(now)}
+        late.update(r.id for r in self.core.pending if r.due < now)
+        return late
+
+    def backlog_s(self) -> float:
+        """Seconds of prefill work for each instance that have not yielded a first token."""
+        work_s = sum([r.prefill_work_s for r in self.core.requests.values() if r.stage in _UNSERVED])
+        return work_s / len(self.engines)
 
     def _arrive(self, number: int) -> None:
         request = self.records[number].request
@@ -202,6 +229,8 @@ class SimulatedFleet:
             record.tokens = tokens
             record.missed = late
             record.finished_at = now
+            if late:
+                self.ended_late.append(id)
             made = core.handle(e.RequestEnded(now, id, e.Outcome.COMPLETED))
             if made:
                 self._carry_out(made)

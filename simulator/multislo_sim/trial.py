@@ -1,82 +1,144 @@
-"""One trial: a router policy on a fixed simulated fleet under Poisson arrivals of a trace's lengths, with PolyServe's SLO classes. Called
-by `multislo simulate` and by tests."""
+"""One trial: a contender on a fixed simulated fleet under Poisson arrivals of a trace's lengths, with PolyServe's SLO classes. Called by
+`multislo simulate` and by the experiments."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from multislo_perf.profile import Profile
-from multislo_perf.sizing import batch_tokens
-from multislo_router.core.config import CoreConfig, EngineLimits, Placement, TierConfig
-from multislo_router.core.events import Scheduler
-from multislo_sim.fleet import Record, Scenario, SimulatedFleet, attainment
-from multislo_sim.rivals import RIVALS
+from multislo_router.core.config import CoreConfig, EngineLimits, TierConfig
+from multislo_sim.contenders import Setup
+from multislo_sim.fleet import Record, Scenario, SimulatedFleet
 from multislo_sim.workloads.arrivals import stamps, steady
-from multislo_sim.workloads.request import Request, with_arrivals
+from multislo_sim.workloads.request import Request
 from multislo_sim.workloads.tiers import POLYSERVE_TPOT_S, with_polyserve_classes
 
-POLICIES = (*(placement.value for placement in Placement), *RIVALS)
 KV_SHARE_MAX = 0.9
 """Requests that need more than this share of an instance's KV cache are left out: no policy could serve them beside another."""
-SETTLING_S = 20.0
-"""Played on after the last arrival, so that what was served late is told from what was never served."""
+IDLE_BATCH_TOKENS = 2048
+"""Token budget of the idle instance that must be able to meet an SLO that is assigned: the same for all policies, whatever theirs is."""
+BACKLOG_MAX_S = 2.0
+"""Prefill work for each instance at the end: more is a queue that grows, and nothing counts as served."""
+HOPELESS_S = 6.0
+"""More than this at any time, and the run is broken off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """The terms of one run. Rates are requests a second, times seconds."""
+class Window:
+    """Seconds: of load before the requests that count arrive, while they arrive, and after it. There is no draining: load goes on to the
+    end, and who is not served by then is judged by the deadlines that have passed."""
 
-    policy: str
-    profile: Profile
-    instances: int
-    rate: float
-    duration_s: float
-    warmup_s: float
-    seed: int
-    scheduler: Scheduler = Scheduler.FCFS
-    batch_tokens: int | None = None
-    """The same token budget on every instance; None: by the tier's TPOT."""
+    warmup_s: float = 100.0
+    measured_s: float = 80.0
+    after_s: float = 20.0
+
+    @property
+    def total_s(self) -> float:
+        return self.warmup_s + self.measured_s + self.after_s
 
 
-def play(trial: Trial, lengths: Sequence[Request]) -> tuple[dict[str, float], list[Record]]:
-    """Attainment by tier and over `all`, of what arrived after the warm-up; and the records."""
-    profile = trial.profile
-    budgets = {tpot_s: trial.batch_tokens or batch_tokens(profile.latency, tpot_s) for tpot_s, _ in POLYSERVE_TPOT_S}
-    tiers = tuple(TierConfig(_name(tpot_s), 0.5, tpot_s, batch_tokens=budget) for tpot_s, budget in budgets.items())
-    core = CoreConfig(
-        tiers,
-        tiers[-1].name,
-        profile.latency,
-        EngineLimits(profile.kv_tokens_max, scheduler=trial.scheduler),
-        Placement(trial.policy) if trial.policy not in RIVALS else Placement.PACK,
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What a trial came to. `attained` by tier and over `all`; a run broken off has what it had so far, which is at most that."""
+
+    attained: Mapping[str, float]
+    requests: int
+    backlog_s: float
+    broken_off: bool
+    ttft_attained: float
+    events: int
+    records: Sequence[Record]
+    fleet: SimulatedFleet
+
+    @property
+    def share(self) -> float:
+        """Of the requests that count, those in time; 0 where a queue was growing."""
+        return 0.0 if self.backlog_s > BACKLOG_MAX_S else self.attained["all"]
+
+
+def classed(lengths: Sequence[Request], profile: Profile, seed: int) -> tuple[list[Request], int]:
+    """The requests that some instance can serve, in an order drawn by the seed, each with its SLO; and how many are left out."""
+    kv_tokens_max = KV_SHARE_MAX * profile.kv_tokens_max
+    fitting = [request for request in lengths if request.prompt_tokens + request.output_tokens <= kv_tokens_max]
+    Random(seed).shuffle(fitting)
+    kept, unattainable = with_polyserve_classes(fitting, profile.latency, lambda _: IDLE_BATCH_TOKENS, seed)
+    return kept, unattainable + len(lengths) - len(fitting)
+
+
+def arriving(requests: Sequence[Request], rate: float, duration_s: float, seed: int) -> list[Request]:
+    """As Poisson at `rate`, from the start again when they run out."""
+    count = len(requests)
+    made = []
+    for index, at_s in enumerate(stamps(steady(rate, duration_s), seed)):
+        of = requests[index % count]
+        made.append(Request(at_s, of.prompt_tokens, of.output_tokens, of.tier, of.ttft_s, of.tpot_s))
+    return made
+
+
+def fleet_of(
+    setup: Setup, profile: Profile, homes: Sequence[str | None], requests: Sequence[Request]
+) -> SimulatedFleet:
+    tiers = tuple(
+        TierConfig(tier_name(tpot_s), 0.5, tpot_s, batch_tokens=budget) for tpot_s, budget in setup.budgets.items()
     )
-    place_by = RIVALS[trial.policy]() if trial.policy in RIVALS else None
-    requests = _requests(trial, lengths, budgets)
-    scenario = Scenario(core, _homes(trial.instances), profile.latency, place_by)
-    outcome = SimulatedFleet(scenario, requests).run(trial.duration_s + SETTLING_S)
-    return attainment(outcome.records, trial.warmup_s, trial.duration_s), outcome.records
+    limits = EngineLimits(profile.kv_tokens_max, scheduler=setup.scheduler)
+    core = CoreConfig(tiers, tiers[-1].name, profile.latency, limits, setup.placement)
+    scenario = Scenario(core, tuple(homes), profile.latency, setup.place_by, setup.offer_by, setup.planner)
+    return SimulatedFleet(scenario, requests)
 
 
-def _requests(trial: Trial, lengths: Sequence[Request], budgets: dict[float, int]) -> list[Request]:
-    kv_tokens_max = KV_SHARE_MAX * trial.profile.kv_tokens_max
-    shuffled = [request for request in lengths if request.prompt_tokens + request.output_tokens <= kv_tokens_max]
-    Random(trial.seed).shuffle(shuffled)
-    moments = stamps(steady(trial.rate, trial.duration_s), trial.seed)
-    times = len(moments) // len(shuffled) + 1
-    arriving = with_arrivals((shuffled * times)[: len(moments)], moments)
-    return with_polyserve_classes(arriving, trial.profile.latency, budgets.__getitem__, trial.seed)[0]
+def play(fleet: SimulatedFleet, window: Window, floor: float = 0.0) -> Played:
+    """Run a fleet; broken off as soon as it is certain that less than `floor` of the requests are in time."""
+    start_s, end_s = window.warmup_s, window.warmup_s + window.measured_s
+    numbers = range(len(fleet.records))
+    counted = [n for n in numbers if start_s <= fleet.records[n].request.at_s < end_s]
+    first, last = (counted[0], counted[-1]) if counted else (0, -1)
+    missed_max = (1.0 - floor) * len(counted)
+    broken_off = False
+
+    def hopeless(fleet: SimulatedFleet) -> bool:
+        nonlocal broken_off
+        missed = sum([first <= n <= last for n in fleet.ended_late])
+        broken_off = missed > missed_max or fleet.backlog_s() > HOPELESS_S
+        return broken_off
+
+    enabled = gc.isenabled()
+    gc.disable()  # what a run makes is kept to its end anyway
+    try:
+        outcome = fleet.run(window.total_s, hopeless if floor > 0.0 else None)
+    finally:
+        if enabled:
+            gc.enable()
+    backlog_s = fleet.backlog_s()
+    late = fleet.late_now()
+    seen: dict[str, list[bool]] = {"all": []}
+    first_in_time = 0
+    for number in counted:
+        record = outcome.records[number]
+        ttft_s = record.request.ttft_s
+        met = number not in late and record.missed == 0 and record.refused is None
+        if broken_off and record.finished_at > fleet.now:
+            met = False
+        seen["all"].append(met)
+        seen.setdefault(record.tier, []).append(met)
+        first_in_time += ttft_s is not None and record.first_token_s <= ttft_s
+    attained = {name: sum(met) / len(met) if met else 1.0 for name, met in seen.items()}
+    share = first_in_time / max(1, len(counted))
+    return Played(attained, len(counted), backlog_s, broken_off, share, outcome.events, outcome.records, fleet)
 
 
-def _homes(instances: int) -> tuple[str, ...]:
+def homes_of(instances: int, shares: Sequence[float] | None = None) -> tuple[str, ...]:
     """Home tiers in the shares of the classes, at least one each; the loosest takes what rounding leaves."""
-    counts = [max(1, round(share * instances)) for _, share in POLYSERVE_TPOT_S]
+    weights = shares or [share for _, share in POLYSERVE_TPOT_S]
+    counts = [max(1, round(share * instances)) for share in weights]
     while sum(counts) > instances:
         counts[counts.index(max(counts))] -= 1
     counts[-1] += instances - sum(counts)
     return tuple(
-        _name(tpot_s) for (tpot_s, _), count in zip(POLYSERVE_TPOT_S, counts, strict=True) for _ in range(count)
+        tier_name(tpot_s) for (tpot_s, _), count in zip(POLYSERVE_TPOT_S, counts, strict=True) for _ in range(count)
     )
 
 
-def _name(tpot_s: float) -> str:
+def tier_name(tpot_s: float) -> str:
     return f"{tpot_s * 1000:.0f}ms"

@@ -214,6 +214,11 @@ class Decodes:
             self._late[: len(due)] += late
         return least
 
+    def late(self, now: float) -> list[Job]:
+        """Who has missed a deadline by now."""
+        late = (self._late[: len(self.jobs)] > 0) | (self.due_s < now)
+        return [self.jobs[slot] for slot in late.nonzero()[0].tolist()]
+
     def full(self) -> Slots:
         """Whose last KV block is full: the next step needs another."""
         full: Slots = (self._full[: len(self.jobs)] == self.steps).nonzero()[0]

@@ -1,0 +1,83 @@
+"""The fluid bound: a rate that no policy can serve at an attainment, on so many engines of one latency model. Derived in
+docs/fluid-bound.md; called by the experiments, and by the property test that tries to exceed it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multislo_perf.latency import LatencyModel
+from multislo_sim.workloads.request import Request
+
+PRICES = np.linspace(0.0, 1.0, 41)
+"""Prices of memory against time that are tried; each gives a bound, and the least of them is taken."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What each request takes at least, one element each."""
+
+    work_s: Floats
+    """Instance-seconds of its tokens, in the fullest batches."""
+    spread: Floats
+    """(Sum of the square roots of its iterations' work) squared: what iterations of a bounded total length cost beyond the work."""
+    tokens: Floats
+    time_s: Floats
+    """From its arrival to the last deadline."""
+    prompt: Floats
+
+
+def needs(requests: Sequence[Request], law: LatencyModel) -> Needs:
+    prompt = np.array([float(request.prompt_tokens) for request in requests])
+    output = np.array([float(request.output_tokens) for request in requests])
+    ttft_s = np.array([np.inf if request.ttft_s is None else request.ttft_s for request in requests])
+    tpot_s = np.array([np.inf if request.tpot_s is None else request.tpot_s for request in requests])
+    later = output - 1.0
+    prefill = prompt * (law.gemm_per_token_s + law.per_chunk_token_s) + law.per_attention_pair_s * prompt * prompt
+    token_s = law.gemm_per_token_s + law.per_decode_s
+    first = token_s + law.per_kv_token_s * (prompt + 1.0)
+    last = token_s + law.per_kv_token_s * (prompt + np.maximum(later, 1.0))
+    # The square root is concave: its mean over the decodes is at least that of the two ends.
+    roots = np.sqrt(prefill) + later * 0.5 * (np.sqrt(first) + np.sqrt(last))
+    with np.errstate(invalid="ignore"):
+        time_s = ttft_s + np.where(later > 0.0, later * tpot_s, 0.0)
+    return Needs(prefill + later * 0.5 * (first + last), roots * roots, output, time_s, prompt)
+
+
+def costs(need: Needs, law: LatencyModel, kv_tokens_max: int, price: float, in_time: bool) -> Floats:
+    """The least of (1 - price) x instance-seconds + price x seconds of a whole KV cache that each request takes, in time or late."""
+    fixed_s = law.fixed_s + law.gemm_s
+    most = need.time_s - need.tokens * fixed_s if in_time else np.full_like(need.work_s, np.inf)
+    most = np.maximum(most, 1e-9)
+    waste = (1.0 - price) * fixed_s * need.spread
+    rent = price * need.prompt / kv_tokens_max
+    with np.errstate(divide="ignore", invalid="ignore"):
+        span = np.minimum(most, np.sqrt(waste / rent))
+        span = np.where(np.isnan(span), most, span)
+        extra = np.where(np.isinf(span), 0.0, waste / span + rent * span)
+    return (1.0 - price) * need.work_s + extra + rent * need.tokens * fixed_s
+
+
+def bound(
+    requests: Sequence[Request],
+    law: LatencyModel,
+    kv_tokens_max: int,
+    instances: int,
+    attainment: float,
+    rejecting: bool = False,
+) -> float:
+    """Requests a second of such a mix. All are served, the others late; with `rejecting` the costliest are not served at all."""
+    need = needs(requests, law)
+    count = len(requests)
+    spared = int(np.floor((1.0 - attainment) * count + 1e-9))
+    least = np.inf
+    for price in PRICES.tolist():
+        met = costs(need, law, kv_tokens_max, price, in_time=True)
+        saved = met if rejecting else met - costs(need, law, kv_tokens_max, price, in_time=False)
+        total = float(met.sum()) - float(np.sort(saved)[count - spared :].sum())
+        if total > 0.0:
+            least = min(least, instances * count / total)
+    return float(least)

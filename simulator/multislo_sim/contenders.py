@@ -1,0 +1,164 @@
+"""Who is compared, with what each may tune: a router, a planner inside the engines, and start-up flags. Called by the experiments.
+
+`knobs` are the values searched on the tuning trace (the Azure conversation trace), `chosen` what won there and is used everywhere else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from multislo_engine.planners import DynamicChunk, Planner, QoServe, SloAware
+from multislo_perf.profile import Profile
+from multislo_perf.sizing import batch_tokens
+from multislo_router.core.config import Placement
+from multislo_router.core.events import Scheduler
+from multislo_router.core.placement import OfferBy, PlaceBy, offered
+from multislo_sim.rivals import (
+    at_random,
+    headroom,
+    least,
+    lmetric,
+    polyserve,
+    power_of_two,
+    predicted_time,
+    requests_in_flight,
+    round_robin,
+    within_own_tier,
+)
+from multislo_sim.workloads.tiers import POLYSERVE_TPOT_S
+
+Knob = int | float | str | bool
+BUDGETS: tuple[Knob, ...] = (512, 1024, 2048, 4096, 8192, "by tier")
+"""`max_num_batched_tokens` of stock engines: 8,192 is vLLM's default on large GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One contender with its knobs set, for one profile."""
+
+    budgets: Mapping[float, int]
+    """Token budget of a tier's home instances, by TPOT."""
+    place_by: PlaceBy | None = None
+    offer_by: OfferBy = offered
+    planner: Planner | None = None
+    scheduler: Scheduler = Scheduler.FCFS
+    placement: Placement = Placement.PACK
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A policy under a name. `group`: what it is compared as."""
+
+    name: str
+    group: str
+    """naive, polyserve, rival, ours (SLO-aware engines) or ours-stock."""
+    build: Callable[[Profile, int, Mapping[str, Knob]], Setup]
+    knobs: Mapping[str, tuple[Knob, ...]] = field(default_factory=dict)
+    chosen: Mapping[str, Knob] = field(default_factory=dict)
+
+    def setup(self, profile: Profile, seed: int, knobs: Mapping[str, Knob] | None = None) -> Setup:
+        return self.build(profile, seed, {**self.chosen, **(knobs or {})})
+
+
+def budgets(profile: Profile, knob: Knob) -> dict[float, int]:
+    """The same for all tiers, or by tier: what the operator sets from the profile."""
+    return {
+        tpot_s: batch_tokens(profile.latency, tpot_s) if knob == "by tier" else int(knob)
+        for tpot_s, _ in POLYSERVE_TPOT_S
+    }
+
+
+def _stock(name: str, group: str, route: Callable[[int, Mapping[str, Knob]], PlaceBy], **more: object) -> Contender:
+    """A router of the rivals' before stock engines."""
+
+    def build(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+        return Setup(budgets(profile, knobs["batch_tokens"]), route(seed, knobs))
+
+    grid = {"batch_tokens": BUDGETS, **more.get("knobs", {})}  # type: ignore[dict-item]
+    chosen = {"batch_tokens": 1024, **more.get("chosen", {})}  # type: ignore[dict-item]
+    return Contender(name, group, build, grid, chosen)
+
+
+def _static_partition(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+    planner = SloAware(profile.latency) if knobs["engine"] == "slo_aware" else None
+    return Setup(budgets(profile, knobs["batch_tokens"]), within_own_tier(predicted_time), planner=planner)
+
+
+def _polyserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+    place, offer = polyserve(float(knobs["final_attention"]))
+    planner = DynamicChunk(profile.latency, bool(knobs["by_deadline"]), int(knobs["chunk_tokens_max"]))
+    return Setup(budgets(profile, knobs["chunk_tokens_max"]), place, offer, planner)
+
+
+def _qoserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+    planner = QoServe(profile.latency, float(knobs["slack_fraction"]), 0.0, float(knobs["alpha_most_s"]))
+    return Setup(budgets(profile, 8192), least(predicted_time), planner=planner)
+
+
+def _ours(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+    return Setup(
+        budgets(profile, 4096),
+        planner=SloAware(profile.latency),
+        scheduler=Scheduler.SLO_AWARE,
+        placement=Placement(str(knobs["placement"])),
+    )
+
+
+def _ours_stock(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+    return Setup(
+        budgets(profile, knobs["batch_tokens"]),
+        scheduler=Scheduler(str(knobs["scheduler"])),
+        placement=Placement(str(knobs["placement"])),
+    )
+
+
+CONTENDERS = (
+    _stock("random", "naive", lambda seed, _: at_random(seed)),
+    _stock("round_robin", "naive", lambda *_: round_robin()),
+    _stock("least_requests", "naive", lambda *_: least(requests_in_flight)),
+    _stock("power_of_two", "naive", lambda seed, _: power_of_two(predicted_time, seed)),
+    _stock("least_predicted_time", "naive", lambda *_: least(predicted_time)),
+    _stock("lmetric", "rival", lambda *_: least(lmetric)),
+    _stock(
+        "llm_d_headroom",
+        "rival",
+        lambda _, knobs: least(headroom(float(knobs["ttft_weight"]), bool(knobs["most"]))),
+        knobs={"ttft_weight": (0.5, 0.8), "most": (False, True)},
+        chosen={"ttft_weight": 0.8, "most": False},
+    ),
+    Contender(
+        "static_partition",
+        "rival",
+        _static_partition,
+        {"batch_tokens": BUDGETS, "engine": ("stock", "slo_aware")},
+        {"batch_tokens": 4096, "engine": "slo_aware"},
+    ),
+    Contender(
+        "polyserve",
+        "polyserve",
+        _polyserve,
+        {"final_attention": (0.5, 1.0), "by_deadline": (False, True), "chunk_tokens_max": (1024, 2048, 4096)},
+        {"final_attention": 1.0, "by_deadline": False, "chunk_tokens_max": 2048},
+    ),
+    Contender(
+        "qoserve",
+        "rival",
+        _qoserve,
+        {"slack_fraction": (0.85, 0.95, 1.0), "alpha_most_s": (0.0, 0.00003, 0.0001, 0.001)},
+        {"slack_fraction": 0.95, "alpha_most_s": 0.0001},
+    ),
+    Contender("multislo", "ours", _ours, {"placement": ("Pack", "Spread")}, {"placement": "Spread"}),
+    Contender(
+        "multislo_stock",
+        "ours-stock",
+        _ours_stock,
+        {"placement": ("Pack", "Spread"), "scheduler": ("fcfs", "priority"), "batch_tokens": BUDGETS},
+        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": "by tier"},
+    ),
+)
+
+
+def contender_named(name: str) -> Contender:
+    for contender in CONTENDERS:
+        if contender.name == name:
+            return contender
+    raise ValueError(f"policy: {name!r} is none of {', '.join(contender.name for contender in CONTENDERS)}")

@@ -1,0 +1,121 @@
+"""Goodput: the highest rate at which a share of the requests is in time, for each contender on one workload. Called by
+`multislo simulate goodput`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+
+from multislo_perf.profile import Profile
+from multislo_sim.bound import bound
+from multislo_sim.contenders import Knob, contender_named
+from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, play
+from multislo_sim.workloads.request import Request
+
+LEVELS = (0.90, 0.99)
+STEPS_FIRST = 8
+"""The search strides by so many steps until it has the rate between two."""
+LEAST_OF_BOUND = 0.04
+"""Of the bound: below it a goodput is given as 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """What is served, and how finely it is measured."""
+
+    profile: Profile
+    lengths: tuple[Request, ...]
+    instances: int = 20
+    seeds: tuple[int, ...] = (1,)
+    window: Window = field(default_factory=Window)
+    step: float = 0.01
+    """Rates are tried on a grid of this relative spacing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """Requests a second at each of `LEVELS`, and every rate that was tried with its attainment."""
+
+    policy: str
+    rates: Mapping[float, float]
+    tried: Mapping[float, float]
+
+
+def bounds(arena: Arena) -> dict[float, float]:
+    """The fluid bound at each of `LEVELS`, all served."""
+    requests = classed(arena.lengths, arena.profile, arena.seeds[0])[0]
+    law, kv_tokens_max = arena.profile.latency, arena.profile.kv_tokens_max
+    return {level: bound(requests, law, kv_tokens_max, arena.instances, level) for level in LEVELS}
+
+
+def goodput(
+    arena: Arena, policy: str, knobs: Mapping[str, Knob] | None = None, levels: Sequence[float] = LEVELS
+) -> Goodput:
+    """Search one contender's goodput. The attainment at a rate is the mean over the seeds."""
+    ceiling = bounds(arena)[LEVELS[0]]
+    contender = contender_named(policy)
+    prepared = [(seed, classed(arena.lengths, arena.profile, seed)[0]) for seed in arena.seeds]
+    homes = homes_of(arena.instances)
+    tried: dict[int, float] = {}
+
+    def attained(step: int, floor: float) -> float:
+        if step not in tried:
+            rate = ceiling * (1.0 + arena.step) ** step
+            shares = []
+            for seed, requests in prepared:
+                setup = contender.setup(arena.profile, seed, knobs)
+                load = arriving(requests, rate, arena.window.total_s, seed)
+                # Broken off below the floor less what the other seeds could still make good.
+                shares.append(play(fleet_of(setup, arena.profile, homes, load), arena.window, floor - 0.02).share)
+                if shares[-1] == 0.0:
+                    break
+            tried[step] = mean(shares)
+        return tried[step]
+
+    rates: dict[float, float] = {}
+    start = round(-0.08 / arena.step)
+    for level in sorted(levels):
+        best = highest(lambda step, level=level: attained(step, level) >= level, start, _lowest(arena.step))  # type: ignore[misc]
+        rates[level] = 0.0 if best is None else ceiling * (1.0 + arena.step) ** best
+        if best is None:
+            rates.update(dict.fromkeys((other for other in levels if other > level), 0.0))
+            break
+        start = best
+    return Goodput(
+        policy, rates, {ceiling * (1.0 + arena.step) ** step: share for step, share in sorted(tried.items())}
+    )
+
+
+def _lowest(step: float) -> int:
+    """The grid's number of `LEAST_OF_BOUND`."""
+    lowest, share = 0, 1.0
+    while share > LEAST_OF_BOUND:
+        share /= 1.0 + step
+        lowest -= 1
+    return lowest
+
+
+def highest(holds: Callable[[int], bool], start: int, lowest: int) -> int | None:
+    """The highest number for which something holds that holds below some number and not above; None: not even for `lowest`."""
+    stride = STEPS_FIRST
+    if holds(start):
+        good = start
+        while holds(good + stride):
+            good += stride
+        bad = good + stride
+    else:
+        bad = start
+        while True:
+            good = max(lowest, bad - stride)
+            if holds(good):
+                break
+            if good == lowest:
+                return None
+            bad = good
+            stride *= 2
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if holds(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
