@@ -85,6 +85,8 @@ class Prometheus:
             with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=30.0) as answer:
                 return json.load(answer)["data"]
         except HTTPError as error:
+            if error.code == 503:  # It is starting.
+                return None
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
         except (URLError, OSError):
             return None
@@ -323,6 +325,7 @@ def test_every_panel_and_every_rule_finds_data_in_a_prometheus_that_scraped_a_fl
     fleet.ready(2)
     served = load_manifest(fleet.folder / "manifest.yaml")
     with running(fleet, served, load_profile(manifest["spec"]["profile"])) as (prometheus, operator):
+        patience(lambda: len(prometheus.now("up == 1")) == 4, "router, operator and two engines to be scraped")
         begin = time.time()
         provoke(fleet, prometheus)
         patience(lambda: evaluated(prometheus), "all rules to be evaluated")
