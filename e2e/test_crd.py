@@ -95,7 +95,11 @@ WRONG: list[tuple[Changes, str, str]] = [
     # (what is changed, the place that the server names, its words)
     ({"spec.tiers.2.slo.tpot": "0ms"}, "spec.tiers[2].slo.tpot", '"0ms" must be greater than 0 and at most 1m'),
     ({"spec.tiers.0.slo.ttft": "2h"}, "spec.tiers[0].slo.ttft", '"2h" must be greater than 0 and at most 1h'),
-    ({"spec.tiers.0.slo.ttft": "soon"}, "spec.tiers[0].slo.ttft", "should match"),
+    (
+        {"spec.tiers.0.slo.ttft": "soon"},
+        "spec.tiers[0].slo.ttft",
+        '"soon" must be a duration such as "300ms", "1s" or "1m30s", greater than 0 and at most 1h',
+    ),
     ({"spec.tiers.0.slo.ttft": 0.3}, "spec.tiers[0].slo.ttft", "must be of type string"),
     ({"spec.tiers.0.slo.ttft": DELETE}, "spec.tiers[0].slo.ttft", "Required value"),
     (

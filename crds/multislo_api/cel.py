@@ -9,6 +9,10 @@ from typing import Any
 RESERVED_TIERS = ("router", "warm")
 """Tier names that would collide with what the operator itself makes: NAME-router and NAME-warm."""
 
+DURATION = "^([0-9]{1,5}([.][0-9]{1,3})?(h|m|s|ms)){1,4}$"
+"""A subset of Go's `time.ParseDuration` without a sign and without units that no SLO needs, so that `multislo_api.duration` and an API
+server's `duration()` agree on every text that it lets through."""
+
 _TIERS = "self.tiers.map(t, t.name)"
 _MINIMA = "(self.tiers.map(t, t.instances.min).sum() + self.scaling.warmPool.min) * self.engine.accelerator.perInstance"
 _STRANGERS = "self.scaling.schedule.filter(e, !self.tiers.exists(t, t.name == e.tier))"
@@ -99,6 +103,8 @@ RULES: dict[str, list[dict[str, Any]]] = {
     ],
     "spec.tiers": [
         _rule(
+            # Only of legal durations: what is none is told where it stands.
+            f"!self.all(t, t.slo.tpot.matches('{DURATION}')) || "
             "self.all(a, self.exists_one(b, duration(a.slo.tpot) == duration(b.slo.tpot)))",
             "a tier is its slo.tpot, so each must have its own: tiers %s have %s",
             *("self.map(t, t.name)", "self.map(t, t.slo.tpot)"),
@@ -158,12 +164,11 @@ def pattern_rule(pattern: str, legal: str) -> dict[str, Any]:
     return _rule(f"self.matches({_quoted(pattern)})", f'"%s" must be {legal}', "self", fallback=f"must be {legal}")
 
 
-def duration_rule(*, least: str, most: str, above: bool, bounds: str) -> dict[str, Any]:
-    """The bounds of a duration, as `multislo_api.duration` has them."""
-    compare = ">" if above else ">="
-    return _rule(
-        f"duration(self) {compare} duration('{least}') && duration(self) <= duration('{most}')",
-        f'"%s" must be {bounds}',
-        "self",
-        fallback=f"must be {bounds}",
-    )
+def duration_rules(*, least: str, most: str, above: bool, legal: str, within: str) -> list[dict[str, Any]]:
+    """What a duration is and its bounds, as `multislo_api.duration` has them. The second holds its tongue where the first has spoken."""
+    matches = f"self.matches({_quoted(DURATION)})"
+    bounds = f"duration(self) {'>' if above else '>='} duration('{least}') && duration(self) <= duration('{most}')"
+    return [
+        _rule(matches, f'"%s" must be {legal}', "self", fallback=f"must be {legal}"),
+        _rule(f"!{matches} || ({bounds})", f'"%s" must be {within}', "self", fallback=f"must be {within}"),
+    ]

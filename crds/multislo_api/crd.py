@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from multislo_api.cel import pattern_rule, rules_at
 from multislo_api.document import write_document
-from multislo_api.duration import PATTERN, format_duration
+from multislo_api.duration import MARK, format_duration
 from multislo_api.kind import API_VERSION, KIND, LEGAL, MultiSLOServing
 from multislo_api.status import Status
 
@@ -49,6 +49,7 @@ DROPPED = {
     "prefixItems",
     "additionalProperties",
     LEGAL,
+    MARK,
 }
 """Keywords that say nothing to an API server, or that `structural` has said in another way."""
 HEADER = "# Generated from crds/multislo_api by `make gen`; change it there.\n"
@@ -166,7 +167,7 @@ def structural(schema: Schema, defs: dict[str, Schema], path: str = "") -> Schem
     if "pattern" in out and LEGAL in schema:
         out["x-kubernetes-validations"] = [pattern_rule(out.pop("pattern"), schema[LEGAL])]
     _open_mapping(schema, out, defs, path)
-    _default(out)
+    _default(out, is_duration=MARK in schema)
     if "type" not in out and "x-kubernetes-preserve-unknown-fields" not in out:
         raise NotStructural(f"{path}: a schema must have a type")
     return out
@@ -202,10 +203,10 @@ def _open_mapping(schema: Schema, out: Schema, defs: dict[str, Schema], path: st
         out["additionalProperties"] = structural(more, defs, f"{path}{{}}")
 
 
-def _default(out: Schema) -> None:
+def _default(out: Schema, is_duration: bool) -> None:
     """A default of None is no default, and an empty one only makes objects longer; a duration's is text, as the document has it."""
     value = _without_none(out.pop("default", None))
-    if isinstance(value, float) and out.get("pattern") == PATTERN:
+    if isinstance(value, float) and is_duration:
         value = format_duration(value)
     if value not in (None, {}, []):
         out["default"] = value

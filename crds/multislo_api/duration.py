@@ -9,20 +9,18 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from multislo_api.cel import duration_rule
+from multislo_api.cel import DURATION, duration_rules
 
 _UNITS_MS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-_TERM = r"[0-9]{1,5}(\.[0-9]{1,3})?(h|m|s|ms)"
-PATTERN = f"^({_TERM}){{1,4}}$"
-"""A subset of Go's `time.ParseDuration` without a sign and without units that no SLO needs, so that this parser and an API server's
-`duration()` agree on every text that it lets through."""
 LENGTH_MAX = 44
-"""Characters of the longest text that PATTERN matches: four terms of 5 + 1 + 3 + 2."""
+"""Characters of the longest text that DURATION matches: four terms of 5 + 1 + 3 + 2."""
+MARK = "x-duration"
+"""Under this a field's JSON Schema tells that it is one."""
 
 
 def parse_duration_s(text: str) -> float:
     """Seconds of a duration such as "300ms" or "1m30s". Raises ValueError on any other text."""
-    if len(text) > LENGTH_MAX or not re.fullmatch(f"({_TERM}){{1,4}}", text, re.ASCII):
+    if len(text) > LENGTH_MAX or not re.fullmatch(DURATION[1:-1], text):
         raise ValueError('must be a duration such as "300ms", "1s", "1m30s" or "2h"')
     # Decimal, so that "0.1s" and "100ms" are the same float.
     terms = re.findall(r"([0-9.]+)(ms|h|m|s)", text)
@@ -87,5 +85,5 @@ class Duration:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         least, most = format_duration(self.least_s), format_duration(self.most_s)
-        rule = duration_rule(least=least, most=most, above=self.above, bounds=self.within)
-        return {"type": "string", "pattern": PATTERN, "maxLength": LENGTH_MAX, "x-kubernetes-validations": [rule]}
+        rules = duration_rules(least=least, most=most, above=self.above, legal=self.legal, within=self.within)
+        return {"type": "string", "maxLength": LENGTH_MAX, MARK: True, "x-kubernetes-validations": rules}

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from multislo_api.duration import PATTERN, format_duration, parse_duration_s
+from multislo_api.cel import DURATION as PATTERN
+from multislo_api.duration import format_duration, parse_duration_s
 
 
 @pytest.mark.parametrize(
