@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 ROUND_MIN_S = 0.2
 """Between the beginnings of two rounds of one resource: a burst of changes is one round."""
 CRASH_BACK_OFF_S = (1.0, 60.0)
+LEADING_S = 0.1
+"""Between two looks at whether this replica leads; each write looks for itself."""
 STARTED_A_SECOND = 50
 """Resources of a new leader are taken up over time, so that their first applies do not come all at once."""
 
@@ -138,44 +140,44 @@ class Reconciler:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._wakes: dict[Key, asyncio.Event] = {}
-        self._tasks: asyncio.TaskGroup | None = None
-        self.crashes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = False
 
     def wake(self, key: Key) -> None:
         """Something of this resource has changed."""
         wake = self._wakes.get(key)
         if wake is not None:
             wake.set()
-        elif self._tasks is not None and key in self._shared.cache.resources:
+        elif self._running and key in self._shared.cache.resources:
             self._begin(key, 0.0)
 
     async def run(self) -> None:
         """Until it is cancelled, or may not write any more."""
+        self._running = True
         try:
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                for number, key in enumerate(list(self._shared.cache.resources)):
-                    self._begin(key, number / STARTED_A_SECOND)
-                while self._shared.leading():  # noqa: ASYNC110 - A lease runs out by the clock, which sets no event.
-                    await asyncio.sleep(0.1)
-                raise NotLeading
-        except* NotLeading:
-            pass
+            for number, key in enumerate(list(self._shared.cache.resources)):
+                self._begin(key, number / STARTED_A_SECOND)
+            while self._shared.leading():  # noqa: ASYNC110 - A lease runs out by the clock, which sets no event.
+                await asyncio.sleep(LEADING_S)
         finally:
-            self._tasks = None
-            self._wakes.clear()
+            self._running = False
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, key: Key, in_s: float) -> None:
-        assert self._tasks is not None
         self._wakes[key] = asyncio.Event()
-        self._tasks.create_task(self._live(key, self._wakes[key], in_s), name=f"reconcile {key}")
+        task = asyncio.create_task(self._live(key, self._wakes[key], in_s), name=f"reconcile {key}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _live(self, key: Key, wake: asyncio.Event, in_s: float) -> None:
         shared = self._shared
-        await asyncio.sleep(in_s)
         resource: _Resource | None = None
         failures = 0
         try:
+            await asyncio.sleep(in_s)
             while (object := shared.cache.resources.get(key)) is not None:
                 uid = object["metadata"]["uid"]
                 if resource is None or resource.uid != uid:
@@ -189,7 +191,7 @@ class Reconciler:
                     wait_s = await resource.round()
                     failures = 0
                 except NotLeading:
-                    raise
+                    return
                 except Exception:
                     failures += 1
                     await self._crashed(key, failures)
@@ -217,7 +219,6 @@ class Reconciler:
 
     async def _crashed(self, key: Key, failures: int) -> None:
         """A fault of ours: told the first time, and each time that the patience grows."""
-        self.crashes += 1
         wait_s = min(CRASH_BACK_OFF_S[0] * 2 ** (failures - 1), CRASH_BACK_OFF_S[1])
         if wait_s < CRASH_BACK_OFF_S[1] or failures % 60 == 0:
             LOG.exception("%s: the reconcile has failed %d times in a row, next in %g s", key, failures, wait_s)
