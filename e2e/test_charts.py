@@ -142,14 +142,7 @@ async def test_the_installed_operator_leads_and_makes_a_fleet_under_the_rights_o
     scene: Scene, legal: Object
 ) -> None:
     await scene.add_nodes(1, gpus=0, processes=True)
-    scene.kubectl("create", "serviceaccount", "operator")
-    values = {
-        "watchNamespaces": [scene.namespace],
-        "image": {"repository": "multislo", "tag": "e2e"},
-        "serviceAccount": {"create": False, "name": "operator"},
-        # A slash more, so that it is not taken for a path in the pod's own /tmp.
-        "env": [{"name": "KUBECONFIG", "value": f"/{kubeconfig_of(scene, 'operator')}"}],
-    }
+    values = {"watchNamespaces": [scene.namespace], "image": {"tag": "e2e"}}
     with config(scene.cluster, scene.namespace) as release:
         release.install(OPERATOR, "multislo", values)
         scene.apply(legal)
@@ -180,30 +173,12 @@ async def test_the_installed_operator_leads_and_makes_a_fleet_under_the_rights_o
         release.uninstall("multislo")
 
     async def the_fleet_alone_is_left() -> None:
-        left = {name.partition("/")[2] for name in await objects(scene)} - {"operator"}
+        left = {name.partition("/")[2] for name in await objects(scene)}
         assert all(name.startswith("llama-") or name == "llama" for name in left), left
 
     await wait_for("all of the release is gone, the lease too, and the fleet is there", the_fleet_alone_is_left)
     assert holder, "an upgrade must not take the lease from its holder"
     assert not [line for log in logs for line in log.splitlines() if "orbidden" in line]
-
-
-def kubeconfig_of(scene: Scene, account: str) -> Path:
-    """Of a ServiceAccount, with a token as its pods would have."""
-    token = scene.kubectl("create", "token", account).strip()
-    admin = yaml.safe_load(scene.kubeconfig.read_text())
-    user = {"name": account, "user": {"token": token}}
-    context = {"name": account, "context": {"cluster": admin["clusters"][0]["name"], "user": account}}
-    own = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": admin["clusters"][:1],
-        "users": [user],
-        "contexts": [context],
-    }
-    path = scene.cluster.directory / f"{scene.namespace}-{account}.kubeconfig"
-    path.write_text(yaml.safe_dump(own | {"current-context": account}))
-    return path
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------------

@@ -275,6 +275,31 @@ async def test_each_example_is_taken_and_means_the_same_when_it_comes_back(api: 
     assert manifest_from_object(stored).spec == parse_manifest(text).spec
 
 
+async def test_a_manifest_at_all_its_limits_stays_within_what_the_server_spends_on_rules(
+    api: Api, legal: Object
+) -> None:
+    names = [f"{index:02}{'t' * 20}" for index in range(16)]
+    slos = [{"ttft": "00000.001h" * 4, "tpot": f"00000.0{index + 10}s" * 4} for index in range(16)]
+    tiers = [{"name": name, "slo": slo} for name, slo in zip(names, slos, strict=True)]
+    entry = {"cron": "0 0 1 1 " + ",".join(["MON"] * 23), "duration": "1h", "tier": names[-1], "min": 1024}
+    largest = changed(
+        legal,
+        {
+            "metadata.name": "n" * 40,
+            "spec.tiers": tiers,
+            "spec.defaultTier": names[-1],
+            "spec.scaling": {"acceleratorsMax": 65536, "schedule": [entry] * 32},
+            "spec.engine.args": ["x" * 4096] * 128,
+            "spec.engine.command": ["y" * 4096] * 64,
+            "spec.model.servedNames": [f"{index:03}{'m' * 250}" for index in range(16)],
+        },
+    )
+
+    stored = await dry_run(api, largest)
+
+    assert manifest_from_object(stored).spec == manifest_from(largest).spec
+
+
 ONLY_THE_LOADER: list[Changes] = [
     {"spec.scaling.schedule.0.cron": "0 0 30 2 *"},  # There is no 30th of February; CEL has no calendar.
     {"spec.scaling.schedule.0.cron": "5-1 * * * *"},
