@@ -12,7 +12,7 @@ import pytest_asyncio
 import yaml
 from cluster.api import Api, Object, Refused
 from cluster.kwok import KwokCluster
-from cluster.scene import KubectlFailed, Scene, wait_for
+from cluster.scene import KubectlFailed, Scene, condition, wait_for
 
 ROOT = Path(__file__).parents[1]
 OPERATOR, CRDS = ROOT / "charts" / "multislo", ROOT / "charts" / "multislo-crds"
@@ -138,14 +138,13 @@ async def test_pod_security_restricted_lets_the_operator_in(scene: Scene) -> Non
         release.uninstall("multislo")
 
 
-async def test_the_installed_operator_leads_and_makes_a_fleet_under_the_rights_of_the_chart(
-    scene: Scene, legal: Object
-) -> None:
-    await scene.add_nodes(1, gpus=0, processes=True)
+async def test_the_installed_operator_brings_a_fleet_up_under_the_rights_of_the_chart(scene: Scene) -> None:
+    await scene.add_nodes(1, gpus=8, processes=True)
     values = {"watchNamespaces": [scene.namespace], "image": {"tag": "e2e"}}
+    fleet = yaml.safe_load((ROOT / "examples" / "kubernetes" / "emulated.yaml").read_text())
     with config(scene.cluster, scene.namespace) as release:
         release.install(OPERATOR, "multislo", values)
-        scene.apply(legal)
+        scene.apply(fleet | {"metadata": {"name": "llama", "namespace": scene.namespace}})
 
         async def both_run() -> None:
             deployment = scene.get("deployment", "multislo")
@@ -155,19 +154,15 @@ async def test_the_installed_operator_leads_and_makes_a_fleet_under_the_rights_o
             lease = scene.get("lease", "multislo-operator")
             assert lease["spec"]["holderIdentity"].startswith("multislo-"), lease
 
-        async def fleet_is_there() -> None:
-            names = await objects(scene)
-            assert {"deployment.apps/llama-router", "deployment.apps/llama-interactive", "service/llama"} <= names, (
-                names
-            )
+        async def fleet_is_ready() -> None:
+            ready = condition(scene.get("mslo", "llama"), "Ready")
+            assert ready.get("status") == "True", ready
 
         await wait_for("both replicas are ready", both_run)
         await wait_for("one of them leads", one_leads)
-        await wait_for("the fleet's objects are there", fleet_is_there)
-        logs = [
-            scene.pod_log(p["metadata"]["name"], "operator")
-            for p in await scene.pods(**{"app.kubernetes.io/component": "operator"})
-        ]
+        await wait_for("the fleet is ready", fleet_is_ready, 120)
+        operators = await scene.pods(**{"app.kubernetes.io/component": "operator"})
+        logs = [scene.pod_log(pod["metadata"]["name"], "operator") for pod in operators]
         release.upgrade(OPERATOR, "multislo", values | {"podAnnotations": {"changed": "yes"}})
         holder = scene.get("lease", "multislo-operator")["spec"].get("holderIdentity")
         release.uninstall("multislo")
@@ -177,6 +172,9 @@ async def test_the_installed_operator_leads_and_makes_a_fleet_under_the_rights_o
         assert all(name.startswith("llama-") or name == "llama" for name in left), left
 
     await wait_for("all of the release is gone, the lease too, and the fleet is there", the_fleet_alone_is_left)
+    assert condition(scene.get("deployment", "llama-router"), "Available")["status"] == "True", (
+        "a fleet serves on without its operator"
+    )
     assert holder, "an upgrade must not take the lease from its holder"
     assert not [line for log in logs for line in log.splitlines() if "orbidden" in line]
 

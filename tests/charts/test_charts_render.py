@@ -159,9 +159,10 @@ def test_schema_and_values_speak_of_the_same_fields_and_the_defaults_are_legal(c
     rendered(values, chart)
 
 
-def test_the_readme_has_a_row_for_each_value() -> None:
-    schema = json.loads((OPERATOR / "values.schema.json").read_text())
-    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", (OPERATOR / "README.md").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("chart", [OPERATOR, CRDS], ids=lambda chart: chart.name)
+def test_the_readme_has_a_row_for_each_value(chart: Path) -> None:
+    schema = json.loads((chart / "values.schema.json").read_text())
+    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", (chart / "README.md").read_text(), re.MULTILINE)
 
     assert rows == [(path, leaf["description"]) for path, leaf in leaves(schema)]
 
