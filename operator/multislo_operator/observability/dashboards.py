@@ -16,9 +16,12 @@ TIER = Variable(
 HOME = Variable("tier", "Home tier", 'label_values(multislo_instances{namespace=~"$namespace",fleet=~"$fleet"}, tier)')
 """With the warm pool."""
 
+_DECIDED = counted(
+    of_fleet("multislo_operator_scaling_decisions_total"), "namespace, fleet, tier, action, reason", "$__rate_interval"
+)
 _DECISIONS = Marks(
     name="Scaling decisions",
-    expr=f"{counted(of_fleet('multislo_operator_scaling_decisions_total'), 'namespace, fleet, tier, action, reason', '$__interval')} > 0",
+    expr=f"{_DECIDED} > 0",
     title="{{action}}: {{fleet}} {{tier}}",
     text="{{reason}}",
     colour="blue",

@@ -133,7 +133,7 @@ PREDICTIONS = Row(
         ),
         _error(
             "Error of the predicted time per output token",
-            "Actual less the iteration time predicted at placement.",
+            "Actual less the iteration time predicted at placement: it rises as the batch grows afterwards, within the SLO.",
             "multislo_time_per_output_token_error_seconds",
             "multislo_slo_time_per_output_token_seconds",
         ),
