@@ -5,7 +5,7 @@ from multislo_operator.decide.fleet import FleetObserved
 from multislo_operator.decide.plan import Action, CallOffDrain, Convert, Drain, Plan, Start, Stop
 from multislo_operator.kubernetes import names, rollout
 from multislo_operator.kubernetes.changes import Delete
-from multislo_operator.kubernetes.draft import DELETED_FIRST, Draft
+from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.pods import EnginePod
 from multislo_operator.kubernetes.wanted import Wanted
 from multislo_operator.kubernetes.workloads import Workload
@@ -23,7 +23,7 @@ def carry_out(draft: Draft, plan: Plan, wanted: Wanted) -> None:
         home = homes.get(action.instance)
         pod = pods.get(action.instance)
         if home is None or pod is None:
-            _stop_unborn(draft, action)
+            _stop_unborn(draft, action, wanted)
         elif isinstance(action, CallOffDrain):
             draft.annotate(pod, DRAINING_SINCE=None, DRAIN_REASON=None, DELETION_COST=None)
             _note(draft, "DrainCalledOff", f"{pod.name} serves on", action)
@@ -56,7 +56,7 @@ def remove_unwanted(draft: Draft, wanted: Wanted, observed: FleetObserved, drain
         gone = workload.to_come
         if gone:
             draft.losses[workload.tier] += gone
-        if not workload.replicas and not workload.running:
+        if not workload.replicas and not workload.never_scaled and not workload.running:
             draft.after.append(Delete("apps/v1", "Deployment", workload.name))
             draft.after.append(Delete("policy/v1", "PodDisruptionBudget", workload.name))
 
@@ -95,10 +95,12 @@ def _start(draft: Draft, action: Start, wanted: Wanted) -> None:
     _note(draft, "ScaledUp", f"one more instance for {_title(workload)}", action)
 
 
-def _stop_unborn(draft: Draft, action: Action) -> None:
+def _stop_unborn(draft: Draft, action: Action, wanted: Wanted) -> None:
     """An instance that has not been let go to a node: one replica less, and the Deployment controller takes the gated pod."""
     if isinstance(action, Stop):
         for workload in draft.workloads.values():
+            if _is_set_outside(draft, workload, wanted):
+                continue
             if action.instance.startswith(f"{workload.name} (") or action.instance in {p.name for p in workload.gated}:
                 draft.losses[workload.tier] += 1
                 _note(draft, "ScaledDown", f"one instance less for {_title(workload)}, not started yet", action)
@@ -112,18 +114,14 @@ def _convert(draft: Draft, pod: EnginePod, home: Workload, action: Convert) -> N
         return
     draft.gains[to.tier] += 1
     draft.losses[home.tier] += 1
-    draft.move(pod, to)
+    draft.moving[pod.name] = to.tier
     _note(draft, "Converted", f"{pod.name} moves from {_title(home)} to {_title(to)} without a restart", action)
 
 
 def _stop(draft: Draft, home: Workload, pod: EnginePod) -> None:
-    """That very pod goes. The ReplicaSet controller takes what is not scheduled, pending or unready before it looks at deletion
-    costs: where there is such a pod, this one is deleted by name, and the gated pod that comes in its place goes with the replica."""
-    others = [other for other in home.pods if other.alive and other.name != pod.name]
-    if any(other.gated or other.ip is None or not other.serving for other in others) or not pod.serving:
-        draft.delete(pod, "drained" if pod.draining_at is not None else "given up")
-    else:
-        draft.annotate(pod, DELETION_COST=DELETED_FIRST)
+    """That very pod goes, by its name, and the gated one that comes in its place goes with the replica: which pod a lower count takes is
+    the ReplicaSet controller's choice, from what it has seen by then."""
+    draft.delete(pod, "drained" if pod.draining_at is not None else "given up")
     draft.losses[home.tier] += 1
 
 

@@ -2,7 +2,7 @@
 they leave. Used by `reconcile` and its parts."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -23,7 +23,9 @@ class Draft:
     before: list[Change] = field(default_factory=list)
     """What comes before any replicas change."""
     moves: list[PatchPod] = field(default_factory=list)
-    """Pods that change their Deployment: after the one that takes has room, before the one that gives has less."""
+    """Pods that change their Deployment."""
+    moving: dict[str, str] = field(default_factory=dict)
+    """Tiers by the pods that are on their way into them (`ledger`)."""
     after: list[Change] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     gains: Counter[str] = field(default_factory=Counter)
@@ -31,37 +33,40 @@ class Draft:
     """Instances that a tier gets and gives, by the tier's label."""
 
     def changes(self) -> list[Change]:
-        return [*self.before, *self._scales_up(), *self.moves, *self._scales_down(), *self.after]
+        scales = [(workload, self._scale(workload)) for workload in self.workloads.values()]
+        up = [scale for workload, scale in scales if scale is not None and scale.replicas >= workload.replicas]
+        down = [scale for workload, scale in scales if scale is not None and scale.replicas < workload.replicas]
+        return [*self.before, *up, *self.moves, *down, *self.after]
 
-    def replicas(self) -> dict[str, int]:
-        """What the Deployments' replicas will be, where they change."""
-        changed = [change for change in self.changes() if isinstance(change, Scale)]
-        return {change.deployment: change.replicas for change in changed}
+    def target(self, workload: Workload) -> int:
+        """Instances that it shall have. Counted from the pods where there are more than the replicas ask for: one of them is about to go
+        because the count was lowered already, and must not make it be lowered once more."""
+        count = workload.replicas - workload.owed
+        gains, losses = self.gains[workload.tier], self.losses[workload.tier]
+        if gains or losses:
+            count = max(count, len(workload.instances)) + gains - losses
+        return max(0, count)
+
+    def replicas(self, workload: Workload) -> int:
+        """What it asks for from now on: raised at once, lowered no further than gated pods go by it."""
+        target = self.target(workload)
+        let_go = self.let_go()
+        free = workload.droppable - sum(pod.name in let_go for pod in workload.gated)
+        return max(target, workload.replicas - max(0, free))
+
+    def _scale(self, workload: Workload) -> Scale | None:
+        replicas = self.replicas(workload)
+        if replicas == workload.replicas and not workload.never_scaled:
+            return None
+        return Scale(workload.name, replicas, workload.version)
+
+    def let_go(self) -> set[str]:
+        """Pods that lose their gate in this round."""
+        return {change.name for change in self.before if isinstance(change, PatchPod) and change.ungate}
 
     def serving(self) -> set[str]:
         """Pods that are counted as ready from now on."""
         return {change.name for change in self.before if isinstance(change, SetServing)}
-
-    def _scales_up(self) -> Iterator[Scale]:
-        for tier, workload in self.workloads.items():
-            most = self._most(tier) if self.gains[tier] else workload.replicas
-            if most > workload.replicas or workload.never_scaled:
-                yield Scale(workload.name, most, workload.version)
-
-    def _scales_down(self) -> Iterator[Scale]:
-        for tier, losses in self.losses.items():
-            workload = self.workloads[tier]
-            raised = self.gains[tier] and self._most(tier) > workload.replicas
-            replicas = max(0, self._most(tier) - losses)
-            if replicas < (self._most(tier) if raised else workload.replicas):
-                # Once scaled in this very round, its version is no longer the one that was seen.
-                yield Scale(workload.name, replicas, "" if raised else workload.version)
-
-    def _most(self, tier: str) -> int:
-        """Between taking and giving. Counted from the pods where there are more than the replicas ask for: one of them is about to go
-        because the count was lowered already, and must not make it be lowered once more."""
-        workload = self.workloads[tier]
-        return max(workload.replicas, len(workload.instances)) + self.gains[tier]
 
     def annotate(self, pod: EnginePod, **annotations: str | None) -> None:
         """Keywords are the constants' names in `names`."""
@@ -84,8 +89,7 @@ class Draft:
     def move(self, pod: EnginePod, to: Workload) -> None:
         """Into another tier without a restart: its labels become those of the other's ReplicaSet, which adopts it."""
         labels = {names.TIER: to.tier, names.TEMPLATE_HASH: to.template_hash}
-        gone = {names.DRAINING_SINCE: None, names.DRAIN_REASON: None, names.DELETION_COST: None}
-        self.moves.append(PatchPod(pod.name, pod.uid, labels=labels, annotations={names.TIER_SINCE: self.time, **gone}))
+        self.moves.append(PatchPod(pod.name, pod.uid, labels=labels, annotations={names.TIER_SINCE: self.time}))
 
     def note(self, reason: str, message: str, warning: bool = False) -> None:
         self.notes.append(Note(reason, message, warning))

@@ -44,13 +44,12 @@ def _changed(draft: Draft) -> tuple[dict[str, str], dict[str, State]]:
     tiers: dict[str, str] = {}
     states: dict[str, State] = {}
     ready = {pod.name for workload in draft.workloads.values() for pod in workload.pods if pod.containers_ready}
-    for change in (*draft.before, *draft.moves):
+    tiers.update(draft.moving)
+    for change in draft.before:
         if isinstance(change, DeletePod):
             states[change.name] = "draining"
         if not isinstance(change, PatchPod):
             continue
-        if names.TIER in change.labels:
-            tiers[change.name] = str(change.labels[names.TIER])
         if names.DRAINING_SINCE in change.annotations:
             called_off = change.annotations[names.DRAINING_SINCE] is None
             states[change.name] = "draining" if not called_off else "ready" if change.name in ready else "starting"

@@ -21,9 +21,10 @@ from multislo_operator.kubernetes.answers import Answers, together
 from multislo_operator.kubernetes.changes import Apply, Change, CreateSecret, Note
 from multislo_operator.kubernetes.conditions import Picture, status
 from multislo_operator.kubernetes.draft import Draft
+from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
 from multislo_operator.kubernetes.objects.children import Context, Unbuildable, children, fleet_secret
-from multislo_operator.kubernetes.pods import EnginePod, RouterPod, engine_pods, router_pods
+from multislo_operator.kubernetes.pods import RouterPod, engine_pods, router_pods
 from multislo_operator.kubernetes.seen import RouterSeen, Seen
 from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
 from multislo_operator.kubernetes.workloads import Workload, workloads
@@ -33,8 +34,6 @@ LOOK_S = 1.0
 """Between two looks where nothing has changed."""
 LOOK_PENDING_S = 0.25
 """While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
-AWAITED_MAX_S = 3.0
-"""A move of a pod shows in the watches within a tenth of a second; after this the present view is believed, whatever was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +55,12 @@ class OperatorSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Awaited:
-    """A move that has been ordered and has not shown in the watches yet: nothing is planned on such a view."""
-
-    replicas: Mapping[str, int]
-    """By Deployment."""
-    tiers: Mapping[str, str]
-    """By pod."""
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
 class ResourceMemory:
     """What is remembered of a resource between two looks. All of it may be lost: then the fleet does not shrink for a while."""
 
     decide: Memory = field(default_factory=Memory)
     failed_since: Mapping[str, float] = field(default_factory=dict)
-    awaited: Awaited | None = None
+    ledger: Ledger = field(default_factory=Ledger)
     wanted_of: tuple[object, ...] = ()
     wanted: Wanted | Unusable | None = None
     children: tuple[Change, ...] = ()
@@ -111,16 +99,15 @@ def reconcile(
     engines = engine_pods(seen.pods.values())
     doors = router_pods(seen.pods.values())
     answers = together(doors, routers, now)
-    draft = Draft(workloads(seen.deployments, seen.replica_sets, engines), at)
+    found, moving = as_planned(workloads(seen.deployments, seen.replica_sets, engines), memory.ledger)
+    draft = Draft(found, at, moving=moving)
     memory = _read(seen, memory, settings)
     spec = plan = observed = None
     rolled = rollout.Rollout()
     if isinstance(memory.wanted, Wanted):
-        awaited = memory.awaited is not None and not _shows(memory.awaited, draft.workloads, engines, now)
-        if not awaited:
-            memory = replace(memory, awaited=None)
-            spec, plan, observed, rolled, memory = _plan(draft, memory, answers, at, now)
-            memory = _expecting(draft, memory, now)
+        spec, plan, observed, rolled, memory = _plan(draft, memory, answers, at, now)
+        move(draft, engines)
+        memory = replace(memory, ledger=kept(draft))
     manifest = memory.wanted.manifest if isinstance(memory.wanted, Wanted) else None
     picture = Picture(seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at)
     pending = any(tier.pending for tier in answers.snapshot.tiers) if answers.snapshot else False
@@ -279,23 +266,6 @@ def _empty(draft: Draft, answers: Answers) -> dict[str, bool]:
             told = view is not None and view.state in ("draining", "failed") and view.requests == 0
             answer[pod.name] = not pod.served or (answers.complete and told)
     return answer
-
-
-def _expecting(draft: Draft, memory: ResourceMemory, now: float) -> ResourceMemory:
-    if not draft.moves:
-        return memory
-    tiers = {move.name: str(move.labels[names.TIER]) for move in draft.moves}
-    return replace(memory, awaited=Awaited(draft.replicas(), tiers, now + AWAITED_MAX_S))
-
-
-def _shows(awaited: Awaited, seen: Mapping[str, Workload], engines: list[EnginePod], now: float) -> bool:
-    if now >= awaited.until:
-        return True
-    replicas = {workload.name: workload.replicas for workload in seen.values()}
-    tiers = {pod.name: pod.tier for pod in engines}
-    return all(replicas.get(name) == count for name, count in awaited.replicas.items()) and all(
-        tiers.get(name, tier) == tier for name, tier in awaited.tiers.items()
-    )
 
 
 def _admin_urls(doors: list[RouterPod], port: int) -> dict[str, str]:

@@ -42,6 +42,12 @@ class Workload:
     """Nobody has set its replicas yet: they are the API server's default of 1, and mean nothing."""
     outside: Outside | None
     pods: tuple[EnginePod, ...]
+    places: int | None = None
+    """Replicas of its present ReplicaSet; None while that one's controller has not acted on them."""
+    held: int = 0
+    """Pods with its labels that hold a place on a node or are on their way to one: those that its ReplicaSet counts first."""
+    owed: int = 0
+    """By how much the replicas are still to be lowered (`ledger`)."""
 
     @property
     def running(self) -> list[EnginePod]:
@@ -62,7 +68,23 @@ class Workload:
     @property
     def to_come(self) -> int:
         """Instances that the replicas ask for and that have not been let go yet."""
-        return max(0, self.replicas - len(self.instances))
+        return max(0, self.replicas - self.owed - len(self.instances))
+
+    @property
+    def room(self) -> int:
+        """Pods that its ReplicaSet can adopt without one of those that run having to go."""
+        return 0 if self.places is None or not self.settled else self.places - self.held
+
+    @property
+    def droppable(self) -> int:
+        """By how much the replicas can be lowered with nothing but gated pods going by it: the controllers take those first. They offer one
+        for each pod that was deleted by name or moved away, which shows that they know of it."""
+        if not self.held:
+            return self.replicas
+        if self.rolling or self.places is None:
+            return 0
+        surplus = max(0, self.held + len(self.gated) - min(self.replicas, self.places))
+        return max(0, len(self.gated) - surplus)
 
     @property
     def outdated(self) -> list[EnginePod]:
@@ -109,15 +131,17 @@ def _workload(
         replicas=0 if manager is None else int(deployment["spec"].get("replicas", 1)),
         version=metadata["resourceVersion"],
         settled=seen >= metadata.get("generation", 1) and current is not None,
-        template_hash=current or "",
+        template_hash="" if current is None else (current["metadata"].get("labels") or {}).get(names.TEMPLATE_HASH, ""),
         never_scaled=manager is None,
         outside=Outside(manager, at) if manager not in (None, names.FIELD_MANAGER) else None,
         pods=pods,
+        places=_places(current),
+        held=sum(pod.alive and not pod.gated for pod in pods),
     )
 
 
-def _current(deployment: Object, replica_sets: Mapping[str, Object]) -> str | None:
-    """The pod-template-hash of the Deployment's present revision."""
+def _current(deployment: Object, replica_sets: Mapping[str, Object]) -> Object | None:
+    """The ReplicaSet of the Deployment's present revision."""
     metadata = deployment["metadata"]
     revision = (metadata.get("annotations") or {}).get(REVISION)
     for replica_set in replica_sets.values():
@@ -125,9 +149,15 @@ def _current(deployment: Object, replica_sets: Mapping[str, Object]) -> str | No
         if (own.get("annotations") or {}).get(REVISION) == revision and any(
             owner["uid"] == metadata["uid"] for owner in own.get("ownerReferences") or ()
         ):
-            found: str | None = (own.get("labels") or {}).get(names.TEMPLATE_HASH)
-            return found
+            return replica_set
     return None
+
+
+def _places(replica_set: Object | None) -> int | None:
+    if replica_set is None:
+        return None
+    acted = replica_set.get("status", {}).get("observedGeneration", 0) >= replica_set["metadata"].get("generation", 1)
+    return int(replica_set["spec"].get("replicas", 1)) if acted else None
 
 
 def replicas_owner(managed: Sequence[Mapping[str, Any]]) -> tuple[str | None, float]:
