@@ -398,6 +398,7 @@ class Cluster:
             self.delete(POD, pod["metadata"]["name"], name)
         ready = sum(is_true(pod, "Ready") for pod in active)
         counts = {"replicas": len(active), "readyReplicas": ready, "availableReplicas": ready}
+        counts["observedGeneration"] = replica_set["metadata"]["generation"]
         self.write(REPLICA_SET, name, lambda live: live.update(status=counts))
 
     def _rank(self, pod: Json) -> tuple[Any, ...]:
