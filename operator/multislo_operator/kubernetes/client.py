@@ -130,6 +130,10 @@ class Api:
         self._rest = RESTClientObject(configuration)
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
 
+    def another(self) -> "Api":
+        """The same server with connections of its own."""
+        return Api(self._configuration)
+
     async def close(self) -> None:
         await self._rest.close()
 

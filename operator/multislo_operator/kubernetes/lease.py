@@ -87,8 +87,6 @@ class Election:
 
     def __init__(self, api: Api, namespace: str, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.claim = Claim(identity)
-        self.changed = asyncio.Event()
-        """Set when leadership may have come or gone."""
         self._api = api
         self._namespace = namespace
         self._clock = clock
@@ -115,7 +113,6 @@ class Election:
                 if self.leading() is not was:
                     was = not was
                     LOG.info("%s %s", self.claim.identity, "leads" if was else "does not lead any more")
-                    self.changed.set()
                 await asyncio.sleep(RETRY_S if not was else self._next_s())
         finally:
             await self._let_go()
@@ -156,7 +153,6 @@ class Election:
         """So that the other replica need not wait until it runs out."""
         held = self.claim.leading(self._clock())
         self.claim.lost()
-        self.changed.set()
         if not held or self._lease is None:
             return
         spec = {**self._lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}

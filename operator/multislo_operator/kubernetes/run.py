@@ -28,7 +28,7 @@ from multislo_operator.kubernetes.lease import Election
 from multislo_operator.kubernetes.metrics import OperatorMetrics
 from multislo_operator.kubernetes.names import GROUP, KIND, PLURAL
 from multislo_operator.kubernetes.reconcile import OperatorSettings, reconcile
-from multislo_operator.kubernetes.reconciler import Reconcile, Reconciler, Shared
+from multislo_operator.kubernetes.reconciler import LEADING_S, Reconcile, Reconciler, Shared
 from multislo_operator.kubernetes.watch import POD_MONITOR, Watches
 
 LOG = logging.getLogger(__name__)
@@ -76,7 +76,10 @@ class Operator:
             monitoring_namespace=settings.monitoring_namespace,
         )
         self._identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
-        self._election = Election(api, settings.lease_namespace, self._identity) if settings.election else None
+        # With connections of its own: a renewal must not wait behind a new leader's hundreds of writes.
+        self._lease_api = api.another()
+        own = Election(self._lease_api, settings.lease_namespace, self._identity)
+        self._election = own if settings.election else None
         self._reconcile = reconcile
         self._stop = asyncio.Event()
 
@@ -100,6 +103,7 @@ class Operator:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+            await self._lease_api.close()
             await self._api.close()
 
     # -- leading ---------------------------------------------------------------------------------------------------------------
@@ -110,10 +114,9 @@ class Operator:
         LOG.info("the cache is complete: %d %s", len(self._cache.resources), PLURAL)
         election = self._election
         electing = None if election is None else asyncio.create_task(election.run(), name="election")
-        leading = self._leads
         try:
             while True:
-                if leading():
+                if self._leads():
                     self._metrics.leading(True)
                     reconciler = Reconciler(self._shared(session))
                     self._cache.wake = reconciler.wake
@@ -122,9 +125,8 @@ class Operator:
                     finally:
                         self._cache.wake = lambda key: None
                         self._metrics.leading(False)
-                elif election is not None:
-                    election.changed.clear()
-                    await election.changed.wait()
+                # Leadership goes by the clock, and may be back before anybody has noticed: it is asked for, not waited for.
+                await asyncio.sleep(LEADING_S)
         finally:
             if electing is not None:
                 electing.cancel()
