@@ -6,6 +6,8 @@ ARG BASE=python:3.11-slim
 # What requirements.lock pins, and nothing else. This stage and its layer change with the lock file alone.
 FROM ${BASE} AS dependencies
 COPY requirements.lock /src/
+# A user with a name: a runtime that is told the number alone looks here for the group, and takes root's where it finds none.
+RUN echo 'multislo:x:65532:65532::/tmp:/usr/sbin/nologin' >>/etc/passwd && echo 'multislo:x:65532:' >>/etc/group
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/multislo \
  && /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r /src/requirements.lock \
@@ -33,6 +35,7 @@ LABEL org.opencontainers.image.title="multislo" \
       org.opencontainers.image.description="Serve one LLM to users with different latency needs on one GPU fleet: operator, router, emulated engine" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
+COPY --from=dependencies /etc/passwd /etc/group /etc/
 COPY --from=dependencies /opt/multislo /opt/multislo
 COPY --from=code /app /app
 # HOME and matplotlib's cache would lie on the read-only root; nothing that a pod runs draws.

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from cluster.binaries import NotHere
 from cluster.node import NodeCluster
 from cluster.node import node_cluster as started
