@@ -9,6 +9,7 @@ that is started and taken away again, nothing else.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.pods import EnginePod
@@ -31,9 +32,13 @@ class Ledger:
     """By the tier's label."""
 
 
-def as_planned(found: Mapping[str, Workload], ledger: Ledger) -> tuple[dict[str, Workload], dict[str, str]]:
+def as_planned(
+    found: Mapping[str, Workload], ledger: Ledger, at: datetime
+) -> tuple[dict[str, Workload], dict[str, str]]:
     """The workloads as they will be when all that is under way is done, and the moves that go on."""
-    owing = {tier: replace(workload, owed=_owed(workload, ledger.counts.get(tier))) for tier, workload in found.items()}
+    owing = {
+        tier: replace(workload, owed=_owed(workload, ledger.counts.get(tier), at)) for tier, workload in found.items()
+    }
     moved = {
         pod.name: _arrived(pod, found[ledger.moving[pod.name]])
         for workload in found.values()
@@ -56,8 +61,8 @@ def _arrived(pod: EnginePod, to: Workload) -> EnginePod:
     return replace(pod, tier=to.tier, template_hash=to.template_hash)
 
 
-def _owed(workload: Workload, count: Count | None) -> int:
-    if count is None or workload.rolling or workload.outside is not None or workload.never_scaled:
+def _owed(workload: Workload, count: Count | None, at: datetime) -> int:
+    if count is None or workload.rolling or workload.kept_outside(at) or workload.never_scaled:
         return 0
     return max(0, workload.replicas - count.target) if workload.replicas in count.replicas else 0
 

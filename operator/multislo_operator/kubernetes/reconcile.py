@@ -99,7 +99,7 @@ def reconcile(
     engines = engine_pods(seen.pods.values())
     doors = router_pods(seen.pods.values())
     answers = together(doors, routers, now)
-    found, moving = as_planned(workloads(seen.deployments, seen.replica_sets, engines), memory.ledger)
+    found, moving = as_planned(workloads(seen.deployments, seen.replica_sets, engines), memory.ledger, at)
     draft = Draft(found, at, moving=moving)
     memory = _read(seen, memory, settings)
     spec = plan = observed = None

@@ -50,6 +50,11 @@ def _successors(workload: Workload) -> list[EnginePod]:
     return [pod for pod in workload.pods if pod.alive and workload.is_current(pod) and not pod.serving]
 
 
+def _waits_for_room(pod: EnginePod) -> bool:
+    """For the budget's, or for a node's where there is no budget."""
+    return pod.gated or pod.unschedulable is not None
+
+
 def _go_on(
     draft: Draft, workload: Workload, empty: Mapping[str, bool], spare: int, drain_timeout_s: float
 ) -> str | None:
@@ -63,11 +68,11 @@ def _go_on(
         draft.annotate(victim, REPLACED=None, DRAINING_SINCE=None, DRAIN_REASON=None, DELETION_COST=None)
         return None
     if victim.draining_at is None:
-        started = [pod for pod in successors if not pod.gated]
+        started = [pod for pod in successors if not _waits_for_room(pod)]
         if ready:
             draft.drain(victim, f"replaced by {ready[0].name}, of the new template")
             draft.note("Replacing", f"draining {victim.name}: {ready[0].name} of the new template has taken its place")
-        elif not started and spare <= 0:
+        elif not started and (spare <= 0 or any(pod.unschedulable for pod in successors)):
             draft.drain(victim, NO_ROOM)
         return _broken(successors)
     drained_s = draft.at.timestamp() - victim.draining_at
@@ -77,7 +82,7 @@ def _go_on(
         draft.annotate(victim, DELETION_COST=DELETED_FIRST)
         draft.serve(ready[0])
         draft.note("Replaced", f"{ready[0].name} serves in place of {victim.name}, drained in {drained_s:.0f} s")
-    elif not any(not pod.gated for pod in successors):
+    elif all(_waits_for_room(pod) for pod in successors):
         draft.delete(victim, "drained; its accelerator is for its successor")
         draft.note(
             "Replacing", f"{victim.name} is drained ({drained_s:.0f} s) and goes, so that its successor has a place"
@@ -92,6 +97,10 @@ def _begin(draft: Draft, rolling: list[Workload], loads: Mapping[str, float], sp
             return broken
     # One at a time: while a new one starts, in whichever tier, nothing old is touched.
     if any(not pod.gated and not pod.containers_ready for workload in rolling for pod in _successors(workload)):
+        return None
+    # Nor while the place of the last one that went is not taken yet.
+    gone = [pod for workload in rolling for pod in workload.pods if pod.replaced and pod.terminating]
+    if gone or any(workload.to_come for workload in rolling):
         return None
     for workload in rolling:
         offered = [pod for pod in _successors(workload) if pod.gated]
