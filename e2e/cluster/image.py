@@ -28,6 +28,7 @@ SOURCES = (
     "bench", "cli", "crds", "engine", "operator", "profiles", "router", "simulator",
 )  # fmt: skip
 IMAGE = "localhost/multislo:e2e"
+EARLIER = "localhost/multislo:earlier"
 BASE = "localhost/multislo-base"
 PAUSE = "localhost/pause:1"
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
@@ -107,8 +108,13 @@ def _make(store: Path) -> None:
         _build_product(product)
         _build_pause(pause)
         with _containerd(making) as ctr:
+            if earlier:
+                # Under another name it holds the layers that both have: nothing else does between its fall and the new one's rise.
+                _run([*ctr, "images", "tag", "--force", IMAGE, EARLIER])
             for archive in (pause, product):
                 _run([*ctr, "images", "import", str(archive)])
+            if earlier:
+                _run([*ctr, "images", "rm", "--sync", EARLIER])
         for leftover in (product, pause, making / "containerd.log"):
             leftover.unlink()
         shutil.rmtree(making / "state", ignore_errors=True)
