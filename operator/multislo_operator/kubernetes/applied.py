@@ -44,6 +44,8 @@ class Child:
     """When it was found changed by somebody else, of late."""
     held_until: float = float("-inf")
     holds: int = 0
+    _fine: Object | None = None
+    """The very object that was last found to be as it should: the cache hands it out until it changes, once a second."""
     rival: str = ""
     """Who changes it, where that is known."""
 
@@ -54,12 +56,16 @@ class Child:
         self.desired = desired
         if not watched:
             return Due.APPLY if now - self.at >= UNWATCHED_AGAIN_S else Due.NO
+        if live is not None and live is self._fine:
+            return Due.NO
         if live is not None and live["metadata"]["uid"] == self.uid and mark(live, desired, self.whole) == self.mark:
+            self._fine = live
             return Due.NO
         return self._edited(live, now)
 
     def applied(self, desired: Object, live: Object, now: float) -> None:
         self.desired, self.digest = desired, digest(desired)
+        self._fine = None
         self.uid, self.mark, self.at = live["metadata"]["uid"], mark(live, desired, self.whole), now
 
     def _edited(self, live: Object | None, now: float) -> Due:
