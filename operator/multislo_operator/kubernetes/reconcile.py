@@ -24,7 +24,7 @@ from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
 from multislo_operator.kubernetes.objects.children import Context, Unbuildable, children, fleet_secret
-from multislo_operator.kubernetes.pods import RouterPod, engine_pods, router_pods
+from multislo_operator.kubernetes.pods import EnginePod, RouterPod, engine_pods, router_pods
 from multislo_operator.kubernetes.seen import RouterSeen, Seen
 from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
 from multislo_operator.kubernetes.workloads import Workload, workloads
@@ -105,7 +105,7 @@ def reconcile(
     spec = plan = observed = None
     rolled = rollout.Rollout()
     if isinstance(memory.wanted, Wanted):
-        spec, plan, observed, rolled, memory = _plan(draft, memory, answers, at, now)
+        spec, plan, observed, rolled, memory = _plan(draft, engines, memory, answers, at, now)
         move(draft, engines)
         memory = replace(memory, ledger=kept(draft))
     manifest = memory.wanted.manifest if isinstance(memory.wanted, Wanted) else None
@@ -172,7 +172,7 @@ def _children(wanted: Wanted, settings: OperatorSettings, uid: str, token: str) 
 
 
 def _plan(
-    draft: Draft, memory: ResourceMemory, answers: Answers, at: datetime, now: float
+    draft: Draft, engines: list[EnginePod], memory: ResourceMemory, answers: Answers, at: datetime, now: float
 ) -> tuple[FleetSpec, Plan, FleetObserved, rollout.Rollout, ResourceMemory]:
     wanted = memory.wanted
     assert isinstance(wanted, Wanted)
@@ -194,7 +194,7 @@ def _plan(
     plan, remembered = decide(spec, observed, memory.decide, now)
     carry_out(draft, plan, wanted)
     remove_unwanted(draft, wanted, observed, spec.drain_timeout_s)
-    spare = _spare(spec, draft)
+    spare = _spare(spec, engines)
     loads = {instance.id: instance.load for instance in observed.instances}
     rolled = rollout.step(draft, loads, _empty(draft, answers), spare, spec.drain_timeout_s)
     let_go(draft, wanted, spare, rolled)
@@ -248,12 +248,12 @@ def _spec(wanted: Wanted, draft: Draft, at: datetime) -> FleetSpec:
     return spec
 
 
-def _spare(spec: FleetSpec, draft: Draft) -> int:
-    """Instances that the budget has room for; what is being deleted holds its accelerators until it is gone."""
+def _spare(spec: FleetSpec, engines: list[EnginePod]) -> int:
+    """Instances that the budget has room for; what is being deleted holds its accelerators until it is gone, even where its tier's
+    Deployment has gone before."""
     if spec.instances_max is None:
         return 1024
-    used = sum(1 for workload in draft.workloads.values() for pod in workload.pods if not pod.gated and not pod.over)
-    return spec.instances_max - used
+    return spec.instances_max - sum(not pod.gated and not pod.over for pod in engines)
 
 
 def _empty(draft: Draft, answers: Answers) -> dict[str, bool]:
