@@ -78,12 +78,14 @@ def test_a_changed_field_of_ours_a_new_object_of_the_name_and_a_missing_one_are_
 
 def test_where_only_metadata_are_watched_their_generation_tells() -> None:
     child = applied(whole=False)
-    metadata_only = {"metadata": live()["metadata"]}
-    assert child.due(DESIRED, metadata_only, True, 1.0) is Due.NO
-    metadata_only["metadata"]["resourceVersion"] = "2"  # A PodDisruptionBudget's status, say.
-    assert child.due(DESIRED, metadata_only, True, 2.0) is Due.NO
-    metadata_only["metadata"]["generation"] = 2
-    assert child.due(DESIRED, metadata_only, True, 3.0) is Due.APPLY
+
+    def metadata_only(version: str, generation: int) -> dict[str, Any]:
+        return {"metadata": {**live()["metadata"], "resourceVersion": version, "generation": generation}}
+
+    assert child.due(DESIRED, metadata_only("1", 1), True, 1.0) is Due.NO
+    # A PodDisruptionBudget's status, say.
+    assert child.due(DESIRED, metadata_only("2", 1), True, 2.0) is Due.NO
+    assert child.due(DESIRED, metadata_only("3", 2), True, 3.0) is Due.APPLY
 
 
 def test_an_unwatched_child_is_applied_again_now_and_then() -> None:
