@@ -55,9 +55,8 @@ def costs(need: Needs, law: LatencyModel, kv_tokens_max: int, price: float, in_t
     waste = (1.0 - price) * fixed_s * need.spread
     rent = price * need.prompt / kv_tokens_max
     with np.errstate(divide="ignore", invalid="ignore"):
-        span = np.minimum(most, np.sqrt(waste / rent))
-        span = np.where(np.isnan(span), most, span)
-        extra = np.where(np.isinf(span), 0.0, waste / span + rent * span)
+        at_most = np.where(np.isinf(most), 0.0, waste / most + rent * most)
+        extra = np.where(np.sqrt(waste / rent) <= most, 2.0 * np.sqrt(waste * rent), at_most)
     return (1.0 - price) * need.work_s + extra + rent * need.tokens * fixed_s
 
 

@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 from multislo_router.core.config import Placement
 from multislo_router.core.decisions import Kind
+from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.request import Request
-from multislo_router.core.room import LOAD_MAX, Room, load_with, room, room_for_late
+from multislo_router.core.room import Room, load_with, overloaded, room, room_for_late
 
 OWN_CANDIDATES = 4
 OTHER_CANDIDATES = 2
 """Instances asked for room, in the own tier and in each other one: the bound on a decision's cost."""
 ROOMS_MAX = 4
 """Of these, the least loaded that are asked for room."""
+SHORT_SHARE = 0.1
+"""Of a TTFT, what an SLO-aware engine may lack in room and still get the request at once."""
 PACK_LOAD = 0.85
 """Pack fills an instance up to this load (the reserve is what the tail of long prompts lives on), then spreads."""
 HOME_BONUS = 0.1
@@ -63,29 +66,40 @@ def spread(homes: Homes, request: Request, now: float) -> Choice | None:
         bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == home else (0.0, OTHER_CANDIDATES)
         for instance in ladder.emptiest(most):
             load = load_with(instance, request, now)
-            if load <= LOAD_MAX:
+            if not overloaded(instance, load):
                 candidates.append((load - bonus, len(candidates), instance))
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
         candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
-    return _first_with_room([instance for _, _, instance in candidates[:ROOMS_MAX]], request, now)
+    return _first_with_room([instance for _, _, instance in candidates[:ROOMS_MAX]], request, now, SHORT_SHARE)
 
 
 def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:
     return [instance for instance in instances if load_with(instance, request, now) <= load_max]
 
 
-def _first_with_room(instances: list[Instance], request: Request, now: float) -> Choice | None:
+def _first_with_room(
+    instances: list[Instance], request: Request, now: float, short_share: float = 0.0
+) -> Choice | None:
+    """The first that has room; else, of those that plan by deadlines, the one that lacks least, if that is no more than this share of the
+    TTFT: waiting for room to come up loses the time that is left, and such an engine makes good what an estimate lacks."""
+    best: Room | None = None
     for instance in instances:
         found = room(instance, request, now)
-        if found is not None and found.own_s >= 0.0 and found.harm_s >= 0.0:
+        if found is None:
+            continue
+        if found.own_s >= 0.0 and found.harm_s >= 0.0:
             return Choice(found, kind_on(instance, request))
-    return None
+        if instance.limits.scheduler is Scheduler.SLO_AWARE and (best is None or found.least_s > best.least_s):
+            best = found
+    if best is None or best.least_s < -short_share * (request.due - request.arrived):
+        return None
+    return Choice(best, kind_on(best.instance, request))
 
 
 def offered(instance: Instance, request: Request, now: float) -> Choice | None:
     """Whether a held request takes the room that an instance has just got."""
-    if load_with(instance, request, now) > LOAD_MAX:
+    if overloaded(instance, load_with(instance, request, now)):
         return None
     return _first_with_room([instance], request, now)
 

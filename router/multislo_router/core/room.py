@@ -13,7 +13,7 @@ from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
 from multislo_router.core.request import Request
 
 LOAD_MAX = 1.1
-"""Sustained load that an instance may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
+"""Sustained load that a stock engine may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
 is what the moving mean errs by (at 1.0 long prompts wait for room that is there, at 1.4 the tightest tier pays)."""
 OWN_SHARE_MAX = 0.25
 """What one prompt adds to that at most: whether a very long one fits, the room test tells better than a moving mean."""
@@ -72,6 +72,12 @@ def load_with(instance: Instance, request: Request, now: float) -> float:
     fresh = now - instance.prefill_share_at <= STALE_S
     prefills = own + (instance.prefill_share if fresh else instance.prefill_share_now(now))
     return instance.steady_s / tightest + instance.calibration * prefills
+
+
+def overloaded(instance: Instance, load: float) -> bool:
+    """Whether that load is more than a stock engine may reach. Of an engine that plans by deadlines the room test sees the work that
+    is due, and its decodes live on slack: a cap on its moving mean keeps out what has room."""
+    return load > LOAD_MAX and instance.limits.scheduler is not Scheduler.SLO_AWARE
 
 
 def fits(instance: Instance, request: Request) -> bool:
