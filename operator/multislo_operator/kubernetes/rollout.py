@@ -95,12 +95,7 @@ def _begin(draft: Draft, rolling: list[Workload], loads: Mapping[str, float], sp
         broken = _broken([pod for pod in _successors(workload) if not pod.gated])
         if broken:
             return broken
-    # One at a time: while a new one starts, in whichever tier, nothing old is touched.
-    if any(not pod.gated and not pod.containers_ready for workload in rolling for pod in _successors(workload)):
-        return None
-    # Nor while the place of the last one that went is not taken yet.
-    gone = [pod for workload in rolling for pod in workload.pods if pod.replaced and pod.terminating]
-    if gone or any(workload.to_come for workload in rolling):
+    if _is_under_way(draft, spare):
         return None
     for workload in rolling:
         offered = [pod for pod in _successors(workload) if pod.gated]
@@ -116,6 +111,19 @@ def _begin(draft: Draft, rolling: list[Workload], loads: Mapping[str, float], sp
         draft.note("RollingOut", f"{offered[0].name} of the new template is to take the place of {victim.name}")
         return None
     return None
+
+
+def _is_under_way(draft: Draft, spare: int) -> bool:
+    """One at a time: while one that was replaced is still going, or a new one is to start or starts, in whichever tier, nothing old is
+    touched."""
+    for workload in draft.workloads.values():
+        going = any(pod.replaced and pod.terminating for pod in workload.pods)
+        starting = any(
+            not (_waits_for_room(pod) or pod.containers_ready or pod.hopeless) for pod in _successors(workload)
+        )
+        if going or starting or (workload.to_come and spare > 0):
+            return True
+    return False
 
 
 def _broken(successors: list[EnginePod]) -> str | None:
