@@ -8,7 +8,18 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import cluster_model as model
-from cluster_model import DEPLOYMENT, EPOCH, POD, REPLICA_SET, Cluster, Json, component, is_gated, is_terminating
+from cluster_model import (
+    BROKEN,
+    DEPLOYMENT,
+    EPOCH,
+    POD,
+    REPLICA_SET,
+    Cluster,
+    Json,
+    component,
+    is_gated,
+    is_terminating,
+)
 from router_model import Router
 
 from multislo_api.fleet import InstanceList
@@ -331,12 +342,23 @@ class Life:
         tier = pod["metadata"]["labels"][names.TIER]
         if now < self.loosened.get(names.engines_of("llama", tier), 0.0):
             return
+        if not model.is_true(pod, "Ready") and self._is_superseded(pod):
+            return  # The user changed the template again before it counted as ready; it ends its requests in its grace period.
         since = (pod["metadata"].get("annotations") or {}).get(names.DRAINING_SINCE)
         drained = since is not None and EPOCH + now - datetime.fromisoformat(since).timestamp() >= DRAIN_TIMEOUT_S - 1.1
         if self.requests_on(name) and not drained:
             raise Broken(self._told(f"{name} is deleted by {cause} with {self.requests_on(name)} requests on it"))
         if since is None and now - self.moved.get(name, -1e9) < 5.0:
             raise Broken(self._told(f"{name} has only just been moved to {tier} and is deleted by {cause}"))
+
+    def _is_superseded(self, pod: Json) -> bool:
+        deployment = self.cluster.objects[DEPLOYMENT].get(
+            names.engines_of("llama", pod["metadata"]["labels"][names.TIER])
+        )
+        if deployment is None:
+            return True
+        template = deployment["spec"]["template"]["metadata"]["annotations"]
+        return any(pod["metadata"]["annotations"].get(key) != template.get(key) for key in ("test/image", BROKEN))
 
     def say(self, what: str) -> None:
         self.journal.append(f"{self.cluster.now:8.2f} {what}")

@@ -243,15 +243,18 @@ class Cluster:
         revision = new["metadata"]["annotations"][REVISION]
         generation = deployment["metadata"]["generation"]
 
+        status = {
+            "observedGeneration": generation,
+            "replicas": sum(s["status"].get("replicas", 0) for s in sets),
+            "availableReplicas": sum(s["status"].get("availableReplicas", 0) for s in sets),
+        }
+
         def change(live: Json) -> None:
             live["metadata"].setdefault("annotations", {})[REVISION] = revision
-            live["status"] = {
-                "observedGeneration": generation,
-                "replicas": sum(s["status"].get("replicas", 0) for s in sets),
-                "availableReplicas": sum(s["status"].get("availableReplicas", 0) for s in sets),
-            }
+            live["status"] = status
 
-        self.write(DEPLOYMENT, name, change)
+        if deployment["status"] != status or deployment["metadata"].get("annotations", {}).get(REVISION) != revision:
+            self.write(DEPLOYMENT, name, change)
 
     def _sets(self, deployment: Json) -> list[Json]:
         return [s for s in self.all(REPLICA_SET) if owner(s) == deployment["metadata"]["uid"]]
@@ -399,7 +402,8 @@ class Cluster:
         ready = sum(is_true(pod, "Ready") for pod in active)
         counts = {"replicas": len(active), "readyReplicas": ready, "availableReplicas": ready}
         counts["observedGeneration"] = replica_set["metadata"]["generation"]
-        self.write(REPLICA_SET, name, lambda live: live.update(status=counts))
+        if replica_set["status"] != counts:
+            self.write(REPLICA_SET, name, lambda live: live.update(status=counts))
 
     def _rank(self, pod: Json) -> tuple[Any, ...]:
         phase = {"Pending": 0, "Unknown": 1}.get(pod["status"].get("phase", "Pending"), 2)
@@ -438,6 +442,10 @@ class Cluster:
                 self._timers["start", pod["metadata"]["uid"]] = self.now + self.dice.uniform(*self.start_s)
 
     def _set(self, name: str, type: str, status: str, reason: str = "") -> None:
+        live = condition(self.get(POD, name), type)
+        if live.get("status") == status and live.get("reason") == reason:
+            return
+
         def change(pod: Json) -> None:
             found = condition(pod, type)
             if not found:
@@ -463,17 +471,16 @@ class Cluster:
             return
         if BROKEN in (pod["metadata"].get("annotations") or {}):
             waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}, "restartCount": 0}
-            self.write(POD, name, lambda p: p["status"].update(podIP=self._ip(uid), containerStatuses=[waiting]))
+            if pod["status"].get("containerStatuses") != [waiting]:
+                self.write(POD, name, lambda p: p["status"].update(podIP=self._ip(uid), containerStatuses=[waiting]))
             self._set(name, "ContainersReady", "False")
             return
         up = self.now >= self._timers["start", uid]
-
-        def change(live: Json) -> None:
-            restarts = int(self._timers.get(("restarts", uid), 0))
-            running = {"state": {"running": {}}, "restartCount": restarts}
-            live["status"].update(podIP=self._ip(uid), phase="Running", containerStatuses=[running])
-
-        self.write(POD, name, change)
+        restarts = int(self._timers.get(("restarts", uid), 0))
+        running = {"state": {"running": {}}, "restartCount": restarts}
+        if pod["status"].get("containerStatuses") != [running] or pod["status"]["phase"] != "Running":
+            status = {"podIP": self._ip(uid), "phase": "Running", "containerStatuses": [running]}
+            self.write(POD, name, lambda live: live["status"].update(status))
         if component(pod) == ROUTER:
             up = up and self.told(name)
         self._set(name, "ContainersReady", "True" if up else "False")

@@ -111,7 +111,7 @@ def broken_image(life: Life) -> None:
 def outside_edit(life: Life) -> None:
     tiers = [tier["name"] for tier in life.spec["tiers"]]
     name = f"llama-{life.dice.choice(tiers)}"
-    if name in life.cluster.objects["Deployment"] and not life.pinned:
+    if name in life.cluster.objects.get("Deployment", {}) and not life.pinned:
         life.set_outside(name, life.dice.randint(1, 3))
 
 

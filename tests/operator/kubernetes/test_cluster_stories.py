@@ -1,0 +1,162 @@
+"""Single stories on the toy cluster: what a user does, and what becomes of the instances."""
+
+import cluster_model as model
+import pytest
+from cluster_life import Life
+from cluster_model import BROKEN, is_gated
+
+from multislo_operator.kubernetes import names
+
+
+@pytest.fixture
+def life() -> Life:
+    """Two tiers of two instances each, at rest, with light traffic."""
+    life = Life(7)
+    spec = life.spec
+    for tier in spec["tiers"]:
+        tier["instances"] = {"min": 2, "max": 4}
+    life.edit(spec)
+    life.converge(120)
+    life.rates = {"realtime": 0.8, "batch": 0.8}
+    life.run(15)
+    return life
+
+
+def uids(life: Life) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in life.engines()}
+
+
+def scaled(life: Life, **least: int) -> None:
+    spec = life.spec
+    for tier in spec["tiers"]:
+        if tier["name"] in least:
+            tier["instances"]["min"] = least[tier["name"]]
+    life.edit(spec)
+
+
+def test_a_move_between_tiers_restarts_nothing_and_starts_no_third_instance(life: Life) -> None:
+    spec = life.spec
+    spec["scaling"]["acceleratorsMax"] = 4
+    life.edit(spec)
+    before = uids(life)
+    let_go = []
+    scaled(life, realtime=3, batch=1)
+    for _ in range(200):
+        life.step()
+        let_go.append(sum(not is_gated(pod) for pod in life.engines()))
+    life.converge(120)
+    assert len(life.ready("realtime")) == 3
+    assert uids(life) == before
+    assert max(let_go) == 4
+
+
+def test_a_busy_instance_that_scaling_takes_away_is_drained_first(life: Life) -> None:
+    life.rates = {"realtime": 0.0, "batch": 2.0}
+    life.run(100)
+    before = uids(life)
+    life.rates = {}
+    spec = life.spec
+    for tier in spec["tiers"]:
+        tier["instances"] = {"min": 1, "max": 1}
+    spec["scaling"]["acceleratorsMax"] = 2
+    life.edit(spec)
+    life.converge(200)
+    assert len(uids(life)) == 2
+    assert uids(life) < before
+
+
+def test_a_new_template_is_rolled_out_instance_by_instance(life: Life) -> None:
+    before = uids(life)
+    life.set_template(**{"test/image": "2"})
+    fewest = 4
+    while not before.isdisjoint(uids(life)):
+        life.step()
+        fewest = min(fewest, len(life.ready("realtime")) + len(life.ready("batch")))
+        assert life.cluster.now < 400
+    life.converge(200)
+    assert fewest == 4, "there was an accelerator to spare"
+    assert len(uids(life)) == 4
+
+
+def test_without_an_accelerator_to_spare_a_roll_out_makes_room_one_at_a_time(life: Life) -> None:
+    spec = life.spec
+    spec["scaling"]["acceleratorsMax"] = 4
+    life.edit(spec)
+    before = uids(life)
+    life.set_template(**{"test/image": "2"})
+    fewest = 4
+    while not before.isdisjoint(uids(life)):
+        life.step()
+        fewest = min(fewest, len(life.ready("realtime")) + len(life.ready("batch")))
+        assert life.cluster.now < 400
+    life.converge(200)
+    assert fewest == 3
+
+
+@pytest.mark.parametrize("budget", [4, 5])
+def test_an_image_that_does_not_come_up_costs_one_instance_at_most(life: Life, budget: int) -> None:
+    spec = life.spec
+    spec["scaling"]["acceleratorsMax"] = budget
+    life.edit(spec)
+    old = uids(life)
+    life.set_template(**{BROKEN: "yes"})
+    for _ in range(400):
+        life.step()
+        serving = [pod for pod in life.engines() if model.is_true(pod, "ContainersReady")]
+        serving = [pod for pod in serving if names.DRAINING_SINCE not in pod["metadata"]["annotations"]]
+        assert len(serving) >= (4 if budget == 5 else 3), life.scene()
+    assert life.outcome is not None
+    workloads = next(c for c in life.outcome.status["conditions"] if c["type"] == "WorkloadsReady")
+    assert (workloads["status"], workloads["reason"]) == ("False", "RolloutStuck")
+    assert "ImagePullBackOff" in workloads["message"]
+    spec = life.spec
+    spec["engine"].pop("podTemplate")
+    life.edit(spec)
+    life.converge(300)
+    assert len(uids(life) & old) >= 3, "those that served on are left as they are"
+
+
+def test_a_tier_that_leaves_the_manifest_is_drained_and_its_deployment_goes(life: Life) -> None:
+    spec = life.spec
+    spec["tiers"].pop()
+    life.edit(spec)
+    life.converge(200)
+    assert "llama-batch" not in life.cluster.objects["Deployment"]
+    assert "llama-batch" not in life.cluster.objects["PodDisruptionBudget"]
+    assert life.engines("batch") == []
+
+
+def test_replicas_that_somebody_else_sets_are_kept_for_ten_minutes(life: Life) -> None:
+    life.set_outside("llama-batch", 3)
+    life.converge(100)
+    assert len(life.ready("batch")) == 3
+    assert life.outcome is not None
+    scaling = next(c for c in life.outcome.status["conditions"] if c["type"] == "ScalingReady")
+    assert scaling["reason"] == "ReplicasEditedOutside"
+    life.cluster.now += 540.0
+    life.run(100)
+    life.converge(200)
+    assert len(life.ready("batch")) == 2
+
+
+def test_without_a_router_that_answers_nothing_is_taken_away_and_the_minima_are_kept(life: Life) -> None:
+    life.routers.clear()
+    life.cluster.told = lambda pod: False
+    before = uids(life)
+    life.heard.clear()
+    for pod in life.cluster.all("Pod"):
+        if model.component(pod) == names.ROUTER:
+            life.cluster.crash_container(pod["metadata"]["name"])
+    life.rates = {}
+    life.run(60)
+    assert uids(life) == before
+
+
+def test_an_operator_that_dies_during_a_roll_out_goes_on_with_it(life: Life) -> None:
+    life.crash_share = 0.2
+    before = uids(life)
+    life.set_template(**{"test/image": "2"})
+    life.run(120)
+    life.converge(300)
+    assert before.isdisjoint(uids(life))
+    assert len(uids(life)) == 4
