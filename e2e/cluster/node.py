@@ -238,6 +238,8 @@ def _keep_logs(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # Also where a shell that put us behind it had them ignored.
+        signal.signal(number, signal.default_int_handler)
     try:
         with node_cluster() as running_cluster:
             print(
