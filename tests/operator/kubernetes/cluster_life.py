@@ -372,13 +372,10 @@ class Life:
         )
 
     def scene(self) -> str:
-        lines = []
-        for deployment in self.cluster.all(DEPLOYMENT):
-            lines.append(f"{deployment['metadata']['name']} replicas {deployment['spec']['replicas']}")
-        for replica_set in self.cluster.all(REPLICA_SET):
-            lines.append(
-                f"  {replica_set['metadata']['name']} {replica_set['spec']['replicas']} {replica_set['status']}"
-            )
+        lines = [f"{d['metadata']['name']} replicas {d['spec']['replicas']}" for d in self.cluster.all(DEPLOYMENT)]
+        lines += [
+            f"  {s['metadata']['name']} {s['spec']['replicas']} {s['status']}" for s in self.cluster.all(REPLICA_SET)
+        ]
         for pod in self.cluster.all(POD):
             meta = pod["metadata"]
             own = {key.split("/")[-1]: value for key, value in (meta.get("annotations") or {}).items() if "/" in key}
