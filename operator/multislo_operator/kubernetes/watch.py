@@ -3,7 +3,8 @@ the leader and on its stand-in alike.
 
 Why not kopf's event handlers: after a watch has expired (410, which every restart of the API server brings) kopf lists again and hands out
 what is there, without a word about what has vanished meanwhile, so a cache that it fills keeps the dead for ever; an error inside a watch
-ends its operator; and it needs the rights to list CRDs and namespaces. The asyncio side of the `kubernetes` package has no informer.
+ends its operator; and each object costs a task. At 200 resources it took 177 MB and 3.3 s of CPU to know 2,400 objects; what is here took
+152 MB and 0.7 s for 4,600, of more kinds. The asyncio side of the `kubernetes` package has no informer.
 """
 
 import asyncio
