@@ -43,7 +43,8 @@ class Draft:
         because the count was lowered already, and must not make it be lowered once more."""
         count = workload.replicas - workload.owed
         gains, losses = self.gains[workload.tier], self.losses[workload.tier]
-        if gains or losses:
+        awaits = any(pod.name in self.moving for pod in workload.instances)  # A raise for it may have failed.
+        if gains or losses or awaits:
             count = max(count, len(workload.instances)) + gains - losses
         return max(0, count)
 

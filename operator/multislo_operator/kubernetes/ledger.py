@@ -71,7 +71,8 @@ def move(draft: Draft, pods: Sequence[EnginePod]) -> None:
     """Give those that are on their way the labels of their new tier, as far as there is room. `pods` as they are."""
     let_go = draft.let_go()
     room = {
-        tier: workload.room - sum(pod.name in let_go for pod in workload.pods)
+        tier: min(workload.room, draft.replicas(workload) - workload.held)
+        - sum(pod.name in let_go for pod in workload.pods)
         for tier, workload in draft.workloads.items()
     }
     for pod in pods:
