@@ -23,7 +23,7 @@ from cluster.binaries import Binaries, NotHere, binaries, cache
 from cluster.containers import check_tools, start_containerd, write_network
 from cluster.control_plane import POD_CIDR, ControlPlane, check_machine
 from cluster.image import IMAGE, image_store
-from cluster.node_network import ADDRESS, Cgroups, Room
+from cluster.node_network import ADDRESS, Cgroups, Room, hierarchies
 from cluster.processes import Process, Processes, at_the_end, say, until
 
 NODE = "real-0"
@@ -69,6 +69,21 @@ class NodeCluster:
     def open_pod(self, namespace: str, name: str, port: int) -> str:
         """HOST:PORT of the loopback that leads to a pod, ready or not."""
         return self._open("pod", "{.status.podIP}", namespace, name, port)
+
+    def kill_container(self, namespace: str, pod: str, container: str) -> None:
+        """SIGKILL to its processes, as the kernel's when memory runs out. Its kubelet starts it again. Only on a node of our own."""
+        path = f'{{.status.containerStatuses[?(@.name=="{container}")].containerID}}'
+        told = self.kubectl("get", "pod", pod, f"--namespace={namespace}", "-o", f"jsonpath={path}")
+        groups = [
+            group
+            for h in hierarchies()
+            for group in h.glob(f"multislo-{self.directory.name}/**/{told.rpartition('/')[2]}")
+        ]
+        pids = {int(line) for group in groups for line in (group / "cgroup.procs").read_text().split()}
+        assert pids, f"{namespace}/{pod}: container {container} ({told}) has no process"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
         """Its output. Raises CalledProcessError, with kubectl's words in stderr."""

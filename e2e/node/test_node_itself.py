@@ -15,6 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from cluster.api import Object
 from cluster.node import GPU, GPUS, NodeCluster
 from cluster.node_network import nothing_left
 from cluster.processes import until
@@ -148,6 +149,53 @@ async def test_an_answer_under_way_outlives_the_deletion_of_the_pod_that_gives_i
         assert pod["metadata"]["name"] not in [p["metadata"]["name"] for p in await fleet.scene.pods(app=app)]
 
     await wait_for(f"the {app} is gone, and not by force", gone, 30)
+
+
+async def test_a_killed_container_is_started_again_and_its_pod_keeps_its_name_and_address(
+    fleet: Fleet, node_cluster: NodeCluster
+) -> None:
+    base = await fleet.up()
+    (before,) = await fleet.scene.pods(app="engine")
+    node_cluster.kill_container(fleet.scene.namespace, before["metadata"]["name"], "engine")
+
+    async def again() -> Object:
+        (found,) = await fleet.scene.pods(app="engine")
+        (status,) = found["status"]["containerStatuses"]
+        assert (status["restartCount"], status["ready"]) == (1, True), status
+        assert status["lastState"]["terminated"]["exitCode"] == 128 + signal.SIGKILL
+        return found
+
+    after = await wait_for("the engine is started again", again)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["status"]["podIP"] == before["status"]["podIP"]
+
+    async def serves() -> None:
+        try:
+            assert await stream(base, 5) == 5
+        except openai.APIError as error:  # The router looks at a failed engine again after a while.
+            raise AssertionError(error) from error
+
+    await wait_for("it serves", serves)
+
+
+async def test_pods_serve_on_while_their_kubelet_is_dead_and_are_not_restarted_when_it_is_back(
+    fleet: Fleet, node_cluster: NodeCluster
+) -> None:
+    if node_cluster.own is None:
+        pytest.skip("of a node of our own")
+    base = await fleet.up()
+    kubelet = node_cluster.own.kubelet
+    kubelet.kill()
+    assert await stream(base, 200) == 200
+    kubelet.start()
+    fleet.scene.kubectl("scale", "deployment/llama-interactive", "--replicas=2")
+
+    async def two() -> list[int]:
+        pods = await fleet.scene.pods(app="engine")
+        assert [condition(p, "Ready").get("status") for p in pods] == ["True", "True"]
+        return [p["status"]["containerStatuses"][0]["restartCount"] for p in pods]
+
+    assert await wait_for("the kubelet starts pods again", two, 90) == [0, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
