@@ -32,7 +32,7 @@ from multislo_operator.kubernetes.names import FIELD_MANAGER
 
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
-CALLS_AT_ONCE = 32
+CALLS_AT_ONCE = 16
 """More would only queue in the API server, which then sheds us by its own fairness (429)."""
 PAGE = 500
 WATCH_QUIET_MAX_S = 100.0

@@ -33,7 +33,7 @@ ROUND_MIN_S = 0.2
 CRASH_BACK_OFF_S = (1.0, 60.0)
 LEADING_S = 0.1
 """Between two looks at whether this replica leads; each write looks for itself."""
-STARTED_A_SECOND = 50
+STARTED_A_SECOND = 20
 """Resources of a new leader are taken up over time, so that their first applies do not come all at once."""
 
 
