@@ -342,8 +342,10 @@ class Life:
         tier = pod["metadata"]["labels"][names.TIER]
         if now < self.loosened.get(names.engines_of("llama", tier), 0.0):
             return
-        if not model.is_true(pod, "Ready") and self._is_superseded(pod):
-            return  # The user changed the template again before it counted as ready; it ends its requests in its grace period.
+        ready = model.condition(pod, "Ready")
+        since_s = now - (datetime.fromisoformat(ready["lastTransitionTime"]).timestamp() - EPOCH) if ready else 0.0
+        if (ready.get("status") != "True" or since_s < 4.0) and self._is_superseded(pod):
+            return  # A new template came before the controller knew that it was ready; it ends its requests in its grace period.
         since = (pod["metadata"].get("annotations") or {}).get(names.DRAINING_SINCE)
         drained = since is not None and EPOCH + now - datetime.fromisoformat(since).timestamp() >= DRAIN_TIMEOUT_S - 1.1
         if self.requests_on(name) and not drained:

@@ -6,7 +6,7 @@ import pytest
 from cluster_life import BULK, Life
 from cluster_model import BROKEN
 
-LIVES = int(os.environ.get("MULTISLO_LIVES", "8"))
+LIVES = int(os.environ.get("MULTISLO_LIVES", "5"))
 
 
 def test_a_new_resource_gets_its_instances_and_then_rests() -> None:
@@ -130,6 +130,11 @@ HAPPENINGS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(LIVES))
+FOUND = (22, 122, 236, 241)
+"""Lives in which something once broke: the budget by what a vanished tier left, a superseded template, a move without its raise, an
+instance that the controller took for unready."""
+
+
+@pytest.mark.parametrize("seed", sorted({*range(LIVES), *FOUND}))
 def test_a_random_life_breaks_nothing_and_comes_to_rest(seed: int) -> None:
     random_life(seed)
