@@ -99,7 +99,16 @@ def _begin(draft: Draft, rolling: list[Workload], loads: Mapping[str, float], sp
         return None
     for workload in rolling:
         offered = [pod for pod in _successors(workload) if pod.gated]
-        old = sorted(workload.outdated, key=lambda pod: (pod.containers_ready, loads.get(pod.name, 0.0), pod.name))
+        ages = workload.ages
+        old = sorted(
+            workload.outdated,
+            key=lambda pod: (
+                pod.containers_ready,
+                ages.get(pod.template_hash, ""),
+                loads.get(pod.name, 0.0),
+                pod.name,
+            ),
+        )
         if not workload.settled or not old or not offered:
             continue
         victim = old[0]

@@ -2,7 +2,7 @@
 its parts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -46,6 +46,8 @@ class Workload:
     """Replicas of its present ReplicaSet; None while that one's controller has not acted on them."""
     held: int = 0
     """Pods with its labels that hold a place on a node or are on their way to one: those that its ReplicaSet counts first."""
+    ages: Mapping[str, str] = field(default_factory=dict)
+    """When the ReplicaSet of each pod-template-hash was made: the Deployment controller takes from the oldest first."""
     owed: int = 0
     """By how much the replicas are still to be lowered (`ledger`)."""
 
@@ -137,6 +139,13 @@ def _workload(
         pods=pods,
         places=_places(current),
         held=sum(pod.alive and not pod.gated for pod in pods),
+        ages={
+            (own["metadata"].get("labels") or {}).get(names.TEMPLATE_HASH, ""): str(
+                own["metadata"].get("creationTimestamp", "")
+            )
+            for own in replica_sets.values()
+            if any(owner["uid"] == metadata["uid"] for owner in own["metadata"].get("ownerReferences") or ())
+        },
     )
 
 
