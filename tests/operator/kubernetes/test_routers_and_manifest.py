@@ -19,7 +19,7 @@ from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
 
 
 def door(name: str, ready: bool = True, terminating: bool = False) -> RouterPod:
-    return RouterPod(name, "10.0.0.9", ready, terminating, "hash")
+    return RouterPod(name, "10.0.0.9", ready, terminating, "hash", 9090)
 
 
 def heard(
