@@ -25,7 +25,7 @@ SHAPED_REQUESTS = 20_000
 INSTANCES_MIN = 4
 """One for each of the four SLO classes."""
 POLICIES = (*(placement.value for placement in Placement), *RIVALS)
-QUICK = Window(40.0, 40.0, 10.0)
+QUICK = Window(20.0, 20.0, 5.0)
 SETTLING_S = 20.0
 """Load goes on for so long after the requests that count."""
 
@@ -126,7 +126,7 @@ def _asked(profile_name: str, trace: Path | None, workload: str | None) -> tuple
 @click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=20, show_default=True)
 @click.option("--profile", "profile_name", default="llama-3.1-8b-h200-tp1", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
-@click.option("--quick", is_flag=True, help="Coarser: 40 s of warm-up and 40 s measured, rates 3 % apart.")
+@click.option("--quick", is_flag=True, help="Coarser: 20 s of warm-up and 20 s measured, rates 4 % apart.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--json", "as_json", is_flag=True)
 def goodput(
@@ -151,7 +151,7 @@ def goodput(
         if name not in known:
             raise click.UsageError(f"--policies: {name!r} is none of {', '.join(known)}")
     profile, lengths = _asked(profile_name, trace, workload)
-    window, step = (QUICK, 0.03) if quick else (Window(), 0.01)
+    window, step = (QUICK, 0.04) if quick else (Window(), 0.01)
     arena = Arena(profile, tuple(lengths), instances, tuple(range(1, seeds + 1)), window, step)
     console = Console(stderr=True)
     found = run_all(arena, names, jobs, lambda name, took_s: console.print(f"{name}: {took_s:.0f} s", style="dim"))

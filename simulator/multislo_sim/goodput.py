@@ -12,8 +12,8 @@ from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, pl
 from multislo_sim.workloads.request import Request
 
 LEVELS = (0.90, 0.99)
-STEPS_FIRST = 8
-"""The search strides by so many steps until it has the rate between two."""
+STRIDE = 0.06
+"""The search strides by so much until it has the rate between two."""
 LEAST_OF_BOUND = 0.04
 """Of the bound: below it a goodput is given as 0."""
 
@@ -72,9 +72,14 @@ def goodput(
         return tried[step]
 
     rates: dict[float, float] = {}
-    start = round(-0.08 / arena.step)
+    start = round(-STRIDE / arena.step)
+    stride = max(1, round(STRIDE / arena.step))
     for level in sorted(levels):
-        best = highest(lambda step, level=level: attained(step, level) >= level, start, _lowest(arena.step))  # type: ignore[misc]
+
+        def holds(step: int, level: float = level) -> bool:
+            return attained(step, level) >= level
+
+        best = highest(holds, start, _lowest(arena.step), stride)
         rates[level] = 0.0 if best is None else ceiling * (1.0 + arena.step) ** best
         if best is None:
             rates.update(dict.fromkeys((other for other in levels if other > level), 0.0))
@@ -94,9 +99,8 @@ def _lowest(step: float) -> int:
     return lowest
 
 
-def highest(holds: Callable[[int], bool], start: int, lowest: int) -> int | None:
+def highest(holds: Callable[[int], bool], start: int, lowest: int, stride: int) -> int | None:
     """The highest number for which something holds that holds below some number and not above; None: not even for `lowest`."""
-    stride = STEPS_FIRST
     if holds(start):
         good = start
         while holds(good + stride):

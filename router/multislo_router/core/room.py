@@ -220,7 +220,9 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     if len(backlog) > 1:
         backlog.sort(key=_due)
     for other in backlog:
-        demand += (undone if other is head else 1.0) * other.prefill_work_s * overhead
+        # Attention pays no fixed cost of its own: where it stretches an iteration, the engine cuts fewer and not more of them.
+        work_s = (other.prefill_work_s - other.attention_s) * overhead + other.attention_s
+        demand += undone * work_s if other is head else work_s
         if other is not request and own == inf:
             continue
         need = demand
