@@ -7,7 +7,7 @@ DEV = $(VENV)/.ready-dev
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench gen lock clean
+.PHONY: demo test check bench gen e2e e2e-node lock clean
 
 $(RUN): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,13 @@ check: $(DEV)  ## style, types, arrows between the rooms, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) gen
-	git diff --exit-code -- docs
+	git diff --exit-code -- docs crds charts
+
+e2e: $(DEV)  ## the operator on a real Kubernetes with fake nodes, built from source (the first time takes ten minutes)
+	$(BIN)/python -m pytest e2e --ignore=e2e/node
+
+e2e-node: $(DEV)  ## on a real kubelet and containerd, with the image that Dockerfile says (needs root)
+	$(BIN)/python -m pytest e2e/node
 
 bench: $(RUN)  ## the router's own cost
 	$(BIN)/multislo bench placement
@@ -39,6 +45,8 @@ bench: $(RUN)  ## the router's own cost
 
 gen: $(DEV)  ## files that are written from code
 	$(BIN)/python -m multislo_api.reference docs/manifest.md
+	$(BIN)/python -m multislo_api.crd crds/multisloservings.yaml charts/multislo-crds/templates/multisloservings.yaml
+	$(BIN)/python -m multislo_operator.observability charts/multislo
 
 lock:  ## pin every dependency (needs uv)
 	uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml

@@ -168,7 +168,12 @@ def test_the_readme_has_a_row_for_each_value(chart: Path) -> None:
 
 
 def test_the_operator_is_started_by_its_command_line() -> None:
-    [container] = pod_of(rendered({"watchNamespaces": ["serving", "batch"], "image": {"tag": "1.2"}}))["containers"]
+    values = {
+        "watchNamespaces": ["serving", "batch"],
+        "image": {"tag": "1.2", "pullPolicy": "Always"},
+        "observability": {"podMonitors": {"labels": {"release": "prometheus"}}},
+    }
+    [container] = pod_of(rendered(values))["containers"]
     environment = {variable["name"]: variable.get("value") for variable in container["env"]}
 
     assert container["command"] == ["multislo", "operator"]
@@ -177,6 +182,8 @@ def test_the_operator_is_started_by_its_command_line() -> None:
         "--host=0.0.0.0",
         "--metrics-port=8080",
         "--log-format=text",
+        "--image-pull-policy=Always",
+        "--pod-monitor-label=release=prometheus",
         "--namespace=serving",
         "--namespace=batch",
     ]

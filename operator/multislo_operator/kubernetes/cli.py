@@ -45,6 +45,20 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     metavar="NS",
     help="Where Prometheus runs; it alone may read the metrics of routers and engines.",
 )
+@click.option(
+    "--pod-monitor-label",
+    "monitor_labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Put on the PodMonitors of fleets, for a Prometheus that looks for it. May be repeated.",
+)
+@click.option(
+    "--image-pull-policy",
+    type=click.Choice(["IfNotPresent", "Always", "Never"]),
+    default="IfNotPresent",
+    show_default=True,
+    help="Of routers and emulated engines.",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def operator(
     key_file: Path | None,
@@ -56,6 +70,8 @@ def operator(
     no_election: bool,
     image: str | None,
     monitoring_namespace: str | None,
+    monitor_labels: tuple[str, ...],
+    image_pull_policy: str,
     log_format: str,
 ) -> None:
     """Look after the MultiSLOServing resources of a Kubernetes cluster.
@@ -76,6 +92,8 @@ def operator(
         lease_namespace=lease_namespace or _own_namespace(),
         election=not no_election,
         monitoring_namespace=monitoring_namespace,
+        monitor_labels=tuple(_label(text) for text in monitor_labels),
+        image_pull_policy=image_pull_policy,
     )
     try:
         asyncio.run(run(settings))
@@ -95,6 +113,13 @@ def _key(path: Path | None) -> bytes:
     if len(key) < KEY_BYTES_MIN:
         raise click.UsageError(f"--key-file: {path} holds {len(key)} bytes; must be at least {KEY_BYTES_MIN}")
     return key
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.UsageError(f'--pod-monitor-label: "{text}" must be KEY=VALUE')
+    return key, value
 
 
 def _own_namespace() -> str:

@@ -10,6 +10,8 @@ from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.changes import Object
 
 ENGINE_PORT = 8000
+ADMIN, ADMIN_PORT = "admin", 9090
+"""Name of a router's port, and what it is where the pod does not say."""
 RESTARTS_MAX = 3
 """An engine that has ended so often without having served does not come up (the kubelet still tries)."""
 HOPELESS = frozenset(
@@ -69,10 +71,7 @@ class EnginePod:
 
     @property
     def url(self) -> str | None:
-        if self.ip is None:
-            return None
-        host = f"[{self.ip}]" if ":" in self.ip else self.ip
-        return f"http://{host}:{ENGINE_PORT}"
+        return None if self.ip is None else _url(self.ip, ENGINE_PORT)
 
     @property
     def state(self) -> InstanceState:
@@ -107,6 +106,11 @@ class RouterPod:
     ready: bool
     terminating: bool
     template_hash: str
+    admin_port: int
+
+    @property
+    def admin_url(self) -> str | None:
+        return None if self.ip is None else _url(self.ip, self.admin_port)
 
 
 def engine_pods(pods: Iterable[Object]) -> list[EnginePod]:
@@ -124,6 +128,7 @@ def router_pods(pods: Iterable[Object]) -> list[RouterPod]:
             ready=_condition(pod, "Ready").get("status") == "True",
             terminating="deletionTimestamp" in pod["metadata"],
             template_hash=_labels(pod).get(names.TEMPLATE_HASH, ""),
+            admin_port=_admin_port(pod),
         )
         for pod in pods
         if _labels(pod).get(names.COMPONENT) == names.ROUTER and not _over(pod)
@@ -167,6 +172,16 @@ def _engine(pod: Object) -> EnginePod:
         replaced=names.REPLACED in annotations,
         deletion_cost=_integer(annotations.get(names.DELETION_COST)),
     )
+
+
+def _admin_port(pod: Object) -> int:
+    """The pod's own: a manifest that has just been changed has another."""
+    ports = (port for container in pod["spec"]["containers"] for port in container.get("ports") or ())
+    return next((int(port["containerPort"]) for port in ports if port.get("name") == ADMIN), ADMIN_PORT)
+
+
+def _url(ip: str, port: int) -> str:
+    return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
 
 
 def unix(text: str) -> float:

@@ -24,7 +24,7 @@ from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
 from multislo_operator.kubernetes.objects.children import Context, Unbuildable, children, fleet_secret
-from multislo_operator.kubernetes.pods import EnginePod, RouterPod, engine_pods, router_pods
+from multislo_operator.kubernetes.pods import EnginePod, engine_pods, router_pods
 from multislo_operator.kubernetes.seen import RouterSeen, Seen
 from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
 from multislo_operator.kubernetes.workloads import Workload, workloads
@@ -52,6 +52,9 @@ class OperatorSettings:
     """This cluster has PodMonitors."""
     monitoring_namespace: str | None = None
     """Where Prometheus runs, for the NetworkPolicies."""
+    monitor_labels: tuple[tuple[str, str], ...] = ()
+    """Of the PodMonitors, for a Prometheus that looks for them."""
+    image_pull_policy: str = "IfNotPresent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,12 @@ def reconcile(
         spec, plan, observed, rolled, memory = _plan(draft, engines, memory, answers, at, now)
         move(draft, engines)
         memory = replace(memory, ledger=kept(draft))
-    manifest = memory.wanted.manifest if isinstance(memory.wanted, Wanted) else None
     picture = Picture(seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at)
     pending = any(tier.pending for tier in answers.snapshot.tiers) if answers.snapshot else False
     return Outcome(
         changes=(*memory.children, *draft.changes()),
         instances=instance_lists(engines, draft, routers, doors),
-        routers=_admin_urls(doors, manifest.spec.router.admin_port if manifest else _admin_port(seen)),
+        routers={door.name: door.admin_url for door in doors if door.admin_url is not None},
         token=memory.token,
         status=status(picture),
         notes=tuple(draft.notes),
@@ -161,6 +163,8 @@ def _children(wanted: Wanted, settings: OperatorSettings, uid: str, token: str) 
         operator_namespace=settings.namespace,
         version=settings.version,
         monitoring_namespace=settings.monitoring_namespace,
+        monitor_labels=settings.monitor_labels,
+        image_pull_policy=settings.image_pull_policy,
     )
     return (
         CreateSecret(fleet_secret(wanted.manifest, context, token)),
@@ -266,17 +270,3 @@ def _empty(draft: Draft, answers: Answers) -> dict[str, bool]:
             told = view is not None and view.state in ("draining", "failed") and view.requests == 0
             answer[pod.name] = not pod.served or (answers.complete and told)
     return answer
-
-
-def _admin_urls(doors: list[RouterPod], port: int) -> dict[str, str]:
-    return {
-        door.name: f"http://[{door.ip}]:{port}" if ":" in door.ip else f"http://{door.ip}:{port}"
-        for door in doors
-        if door.ip
-    }
-
-
-def _admin_port(seen: Seen) -> int:
-    """Of a resource whose manifest cannot be read: its routers run on."""
-    port = ((seen.resource.get("spec") or {}).get("router") or {}).get("adminPort")
-    return port if isinstance(port, int) else 9090

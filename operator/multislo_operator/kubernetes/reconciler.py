@@ -129,7 +129,8 @@ class _Resource:
     def _measure(self, outcome: Outcome, now: float) -> None:
         metrics, spec = self.shared.metrics, outcome.spec
         if spec is not None and outcome.plan is not None and outcome.observed is not None:
-            metrics.observe_plan(self.key, spec, outcome.plan, outcome.observed, now)
+            used = (outcome.status.get("accelerators") or {}).get("used")
+            metrics.observe_plan(self.key, spec, outcome.plan, outcome.observed, now, accelerators_used=used)
         conditions = outcome.status.get("conditions") or ()
         metrics.observe_conditions(self.key, [(c["type"], c["status"], c.get("reason", "")) for c in conditions])
 

@@ -62,9 +62,15 @@ def monitor(manifest: MultiSLOServing, context: Context, component: str, port: s
     """For a Prometheus operator. `fleet` tells the resources of a namespace apart, `tier` an engine's home."""
     name = manifest.metadata.name
     named = names.router_of(name) if component == names.ROUTER else engine_service_account(name)
-    relabelings = [{"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_instance"], "targetLabel": "fleet"}]
+    relabelings: list[dict[str, Any]] = [
+        {"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_instance"], "targetLabel": "fleet"}
+    ]
     if component == names.ENGINE:
         relabelings.append({"sourceLabels": ["__meta_kubernetes_pod_label_multislo_dev_tier"], "targetLabel": "tier"})
+        # As routers and operator call it.
+        relabelings.append(
+            {"sourceLabels": ["tier"], "regex": names.WARM, "targetLabel": "tier", "replacement": "warm_pool"}
+        )
     endpoint = {"port": port, "path": "/metrics", "interval": "15s", "relabelings": relabelings}
     spec = {"selector": selector(instance_labels(name, component)), "podMetricsEndpoints": [endpoint]}
     made_monitor = made(manifest, context, "monitoring.coreos.com/v1", "PodMonitor", named, component, spec=spec)
