@@ -126,7 +126,7 @@ def _stop(draft: Draft, home: Workload, pod: EnginePod) -> None:
 
 
 def _is_set_outside(draft: Draft, workload: Workload, wanted: Wanted) -> bool:
-    return wanted.external or workload.kept_outside(draft.at)
+    return workload.is_set_outside(wanted.external, draft.at)
 
 
 def _age(draft: Draft, since: float) -> float:

@@ -34,6 +34,8 @@ LOOK_S = 1.0
 """Between two looks where nothing has changed."""
 LOOK_PENDING_S = 0.25
 """While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
+LOOK_BUSY_S, BUSY = 0.5, 0.5
+"""While an instance is loaded more than this: requests may wait soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,6 @@ def reconcile(
         move(draft, engines)
         memory = replace(memory, ledger=kept(draft))
     picture = Picture(seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at)
-    pending = any(tier.pending for tier in answers.snapshot.tiers) if answers.snapshot else False
     return Outcome(
         changes=(*memory.children, *draft.changes()),
         instances=instance_lists(engines, draft, routers, doors),
@@ -124,8 +125,16 @@ def reconcile(
         plan=plan,
         observed=observed,
         memory=memory,
-        wake_in_s=LOOK_PENDING_S if pending else LOOK_S,
+        wake_in_s=_look_again_in_s(answers),
     )
+
+
+def _look_again_in_s(answers: Answers) -> float:
+    if answers.snapshot is None:
+        return LOOK_S
+    if any(tier.pending for tier in answers.snapshot.tiers):
+        return LOOK_PENDING_S
+    return LOOK_BUSY_S if any(instance.load > BUSY for instance in answers.snapshot.instances) else LOOK_S
 
 
 def _read(seen: Seen, memory: ResourceMemory, settings: OperatorSettings) -> ResourceMemory:
@@ -239,7 +248,9 @@ def _spec(wanted: Wanted, draft: Draft, at: datetime) -> FleetSpec:
     tiers = []
     for tier in spec.tiers:
         workload = draft.workloads.get(tier.name)
-        if workload is not None and (wanted.external or workload.kept_outside(at)):
+        if workload is not None and wanted.external and workload.never_scaled:
+            tier = replace(tier, instances_max=tier.instances_min, floor=0)
+        elif workload is not None and workload.is_set_outside(wanted.external, at):
             tier = replace(tier, instances_min=workload.replicas, instances_max=workload.replicas, floor=0)
         tiers.append(tier)
     spec = replace(spec, tiers=tuple(tiers))

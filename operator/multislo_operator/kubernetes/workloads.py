@@ -101,6 +101,11 @@ class Workload:
         """Somebody else has set the replicas, not long ago."""
         return self.outside is not None and at.timestamp() - self.outside.at < OUTSIDE_KEPT_S
 
+    def is_set_outside(self, external: bool, at: datetime) -> bool:
+        """Its replicas are somebody else's. With `external` from the second count on: the first is the minimum, since an HPA does nothing
+        for a Deployment of none."""
+        return (external and not self.never_scaled) or self.kept_outside(at)
+
     def is_current(self, pod: EnginePod) -> bool:
         return pod.template_hash == self.template_hash
 
