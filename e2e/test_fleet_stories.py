@@ -1,0 +1,338 @@
+"""What becomes of a fleet when things are short, wrong, edited by others or taken away: stories on a real API server with fake nodes.
+Their pods are only said to run; the routers' answers are real.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest_asyncio
+from cluster.fleets import BATCH, CHAT, Fleets, emulated, figure, fleet, gated, tier, uids
+from cluster.scene import Scene, wait_for
+
+SHIPPED = Path(__file__).parent.parent / "profiles" / "multislo_perf" / "shipped" / "llama-3.1-8b-h200-tp1.yaml"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def fleets(scene: Scene, tmp_path: Path) -> AsyncIterator[Fleets]:
+    async with aiohttp.ClientSession() as session:
+        yield Fleets.install(scene, session, tmp_path)
+
+
+# -- accelerators ----------------------------------------------------------------------------------------------------------
+
+
+async def test_where_the_nodes_have_too_few_accelerators_pods_wait_and_no_more_are_asked_for(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1, gpus=2)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 2), tier("batch", "100ms", 2)]))
+
+    async def two_wait() -> list[str]:
+        pods = [*await fleets.engines("chat"), *await fleets.engines("batch")]
+        waiting = [pod["metadata"]["name"] for pod in pods if not pod["spec"].get("nodeName")]
+        assert len(pods) == 4, [pod["metadata"]["name"] for pod in pods]
+        assert len(waiting) == 2, waiting
+        return waiting
+
+    message = await fleets.says("WorkloadsReady", "Unschedulable")
+    waiting = await wait_for("two of four pods wait for a node", two_wait)
+    assert any(name in message for name in waiting), message
+    assert "nvidia.com/gpu" in message
+    await fleets.rests(operator)
+    before = await fleets.writes(operator)
+    for _ in range(10):
+        await asyncio.sleep(3.0)
+        await two_wait()
+    figure("gpu shortage", pending=2, writes_in_30_s=await fleets.writes(operator) - before)
+    assert await fleets.writes(operator) == before
+
+    came_at = time.monotonic()
+    await fleets.scene.add_nodes(1, gpus=2)
+    await fleets.runs(chat=2, batch=2)
+    assert await fleets.says("WorkloadsReady", "InstancesReady") == "4 instances are ready"
+    figure("gpu shortage", running_after_a_node_came_s=round(time.monotonic() - came_at, 2))
+
+
+async def test_pods_beyond_the_budget_stay_gated_and_the_first_tier_comes_first(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1, gpus=8)
+    fleets.scene.start_many_routers()
+    fleets.operator()
+    slow = {"e2e.multislo.dev/stopping": "3s"}
+    fleets.scene.apply(fleet(accelerators=2, pods=slow))
+    await fleets.runs(chat=1, batch=1)
+    for deployment in ("fleet-batch", "fleet-chat"):
+        fleets.scene.kubectl("scale", f"deployment/{deployment}", "--replicas=3")
+
+    async def beyond_are_gated(chat: int, batch: int) -> None:
+        for at, running in (("chat", chat), ("batch", batch)):
+            pods = await fleets.engines(at)
+            assert len(pods) == 3, [pod["metadata"]["name"] for pod in pods]
+            assert sum(not gated(pod) for pod in pods) == running, [(p["metadata"]["name"], gated(p)) for p in pods]
+
+    await wait_for("four pods wait at the gate", lambda: beyond_are_gated(1, 1))
+    await asyncio.sleep(5.0)
+    await beyond_are_gated(1, 1)
+    fleets.scene.apply(fleet(accelerators=4, pods=slow))
+    await wait_for("the first tier gets both", lambda: beyond_are_gated(3, 1))
+
+    held_most = 0
+    (victim,) = [pod for pod in await fleets.engines("batch") if not gated(pod)]
+    fleets.scene.kubectl("delete", "pod", victim["metadata"]["name"], "--wait=false")
+    end = time.monotonic() + 8.0
+    while time.monotonic() < end:
+        pods = [*await fleets.scene.pods(**{"app.kubernetes.io/component": "engine"})]
+        held_most = max(held_most, sum(not gated(pod) for pod in pods))
+        await asyncio.sleep(0.05)
+    await wait_for("the next of the tier takes its place", lambda: beyond_are_gated(3, 1))
+    assert held_most == 4, "what is being deleted holds its accelerator until it is gone"
+
+
+# -- other hands -----------------------------------------------------------------------------------------------------------
+
+
+async def test_replicas_that_a_hand_has_set_are_kept_and_reported(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    await fleets.rests(operator)
+    scaled = await fleets.writes(operator, "Deployment", "scale")
+
+    fleets.scene.kubectl("scale", "deployment/fleet-chat", "--replicas=3")
+
+    await fleets.runs(chat=3, batch=1)
+    message = await fleets.says("ScalingReady", "ReplicasEditedOutside")
+    assert "kubectl set the replicas of fleet-chat to 3" in message
+    assert (await fleets.resource())["status"]["notes"] == ["kubectl holds the replicas of fleet-chat"]
+    await fleets.rests(operator)
+    await asyncio.sleep(10.0)
+    await fleets.runs(chat=3, batch=1)
+    assert await fleets.writes(operator, "Deployment", "scale") == scaled
+
+
+async def test_a_writer_who_sets_replicas_again_and_again_finds_nobody_who_writes_against_it(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    await fleets.rests(operator)
+    deployments = await fleets.writes(operator, "Deployment")
+    before = await fleets.writes(operator)
+
+    for number in range(8):
+        await fleets.scale("fleet-chat", (3, 2)[number % 2], "an-autoscaler")
+        await asyncio.sleep(2.5)
+
+    assert "an-autoscaler" in await fleets.says("ScalingReady", "ReplicasEditedOutside")
+    spent = await fleets.writes(operator) - before
+    against = await fleets.writes(operator, "Deployment") - deployments
+    figure("edits every 2.5 s", edits=8, seconds=20, writes_to_deployments=against, writes=spent)
+    assert against == 0
+    assert spent < 60, "of each pod that came its gate and its readiness, and the status"
+    await fleets.runs(chat=2, batch=1)
+    await fleets.rests(operator)
+
+
+async def test_external_scaling_begins_with_the_minima_and_is_left_to_others_from_then_on(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    external = {"multislo.dev/scaling": "External"}
+    fleets.scene.apply(fleet(annotations=external))
+    await fleets.says("ScalingReady", "External")
+    # An HPA does nothing for a Deployment of 0 replicas.
+    await fleets.runs(chat=1, batch=1)
+    await fleets.rests(operator)
+    scaled = await fleets.writes(operator, "Deployment", "scale")
+
+    await fleets.scale("fleet-chat", 3, "an-autoscaler")
+    await fleets.runs(chat=3, batch=1)
+    fleets.scene.apply(fleet(tiers=[CHAT, tier("batch", "100ms", 2)], annotations=external))
+    await asyncio.sleep(5.0)
+    await fleets.runs(chat=3, batch=1)
+    await fleets.scale("fleet-chat", 1, "an-autoscaler")
+    await fleets.runs(chat=1, batch=1)
+
+    assert await fleets.writes(operator, "Deployment", "scale") == scaled
+    fleets.scene.kubectl("annotate", "mslo/fleet", "multislo.dev/scaling-")
+    fleets.scene.apply(fleet(tiers=[CHAT, tier("batch", "100ms", 2)]))
+    await fleets.runs(batch=2)
+
+
+# -- what cannot be used -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_slo_that_no_instance_can_meet_changes_nothing_that_runs(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    await fleets.says("Ready", "Serving")
+    await fleets.rests(operator)
+    before = await objects(fleets)
+
+    fleets.scene.apply(fleet(tiers=[tier("chat", "1ms", 3), BATCH]))
+
+    message = await fleets.says("ProfileReady", "SLOUnattainable")
+    assert "tier chat: tpot 1 ms cannot be met" in message
+    assert (await fleets.told("Ready"))[:2] == ("False", "SLOUnattainable")
+    await fleets.rests(operator)
+    await asyncio.sleep(3.0)
+    assert await objects(fleets) == before
+
+    fleets.scene.apply(fleet())
+    await fleets.says("Ready", "Serving")
+    await fleets.rests(operator)
+    assert await objects(fleets) == before
+
+
+async def test_while_its_profile_is_missing_or_broken_a_fleet_serves_on_and_what_it_loses_is_put_back(
+    fleets: Fleets,
+) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.kubectl("create", "configmap", "measured", f"--from-file=profile.yaml={SHIPPED}")
+    fleets.scene.apply(fleet(profile={"configMap": "measured"}))
+    await fleets.runs(chat=1, batch=1)
+    await fleets.rests(operator)
+    before = await objects(fleets)
+    measured = fleets.path("/api/v1", "configmaps", "measured")
+
+    await fleets.scene.api.patch(measured, {"data": {"profile.yaml": "name: [half a"}})
+    await fleets.says("ProfileReady", "ProfileInvalid")
+    assert (await fleets.told("ScalingReady"))[1] == "ManifestUnusable"
+    await fleets.rests(operator)
+    assert await objects(fleets) == before
+
+    fleets.scene.kubectl("delete", "configmap", "measured")
+    assert '"measured"' in await fleets.says("ProfileReady", "ProfileMissing")
+    (victim,) = await fleets.engines("chat")
+    fleets.scene.kubectl("delete", "pod", victim["metadata"]["name"])
+    await fleets.runs(chat=1, batch=1)
+
+    fleets.scene.kubectl("create", "configmap", "measured", f"--from-file=profile.yaml={SHIPPED}")
+    await fleets.says("Ready", "Serving")
+    await fleets.rests(operator)
+    after = await objects(fleets)
+    assert {name for name in after if name.startswith("deployments")} <= {*before}
+    assert len(set(before) - set(after)) == 1, "the pod that was deleted alone"
+
+
+# -- deletion ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_deleted_while_the_operator_is_down_is_gone_for_good(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    operator = fleets.operator()
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    assert operator.stop() == 0
+
+    fleets.scene.kubectl("delete", "mslo/fleet")
+    deleted_at = time.monotonic()
+    await wait_for("all that was the fleet's is collected", lambda: nothing_left(fleets))
+    figure("deleted without an operator", collected_s=round(time.monotonic() - deleted_at, 2))
+
+    operator.start()
+    await wait_for("it looks after nothing", lambda: looks_after(fleets, operator, 0))
+    await fleets.is_quiet(operator, 5.0)
+    assert await fleets.writes(operator) == 0
+    await nothing_left(fleets)
+
+
+async def test_a_deleted_fleet_is_collected_and_one_of_its_name_begins_anew(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    operator = fleets.operator()
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    earlier = uids(await fleets.engines("chat"))
+
+    fleets.scene.kubectl("delete", "mslo/fleet")
+    await wait_for("all that was the fleet's is collected", lambda: nothing_left(fleets))
+    await wait_for("it looks after nothing", lambda: looks_after(fleets, operator, 0))
+    await fleets.is_quiet(operator)
+
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    # And at once, while the garbage collector is still at work on the earlier one's.
+    fleets.scene.kubectl("delete", "mslo/fleet", "--wait=false")
+    await wait_for("the resource is gone", lambda: gone(fleets))
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    await fleets.rests(operator)
+    assert not uids(await fleets.engines("chat")) & earlier
+    problems = [line for line in operator.text().splitlines() if " ERROR " in line or "Traceback" in line]
+    assert not problems, problems
+
+
+# -- the manifest changes ------------------------------------------------------------------------------------------------------
+
+
+async def test_tiers_and_limits_can_be_changed_and_what_stays_is_not_restarted(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 2), BATCH], warm=2))
+    await fleets.runs(chat=2, batch=1, warm=0)
+    chat = uids(await fleets.engines("chat"))
+
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 2), tier("voice", "20ms")], warm=2))
+    await fleets.runs(chat=2, voice=1)
+    await wait_for("the removed tier is gone", lambda: absent(fleets, "batch"))
+    assert uids(await fleets.engines("chat")) == chat
+    rows = [row["name"] for row in (await fleets.resource())["status"]["tiers"]]
+    assert rows == ["chat", "voice"]
+
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 4), tier("voice", "20ms")], warm=2))
+    await fleets.runs(chat=4, voice=1)
+    assert chat <= uids(await fleets.engines("chat"))
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 1, 1), tier("voice", "20ms")], warm=2))
+    await fleets.runs(chat=1, voice=1, timeout_s=120)
+
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 1, 1), tier("voice", "20ms")], warm=0))
+    await wait_for("the warm pool is gone", lambda: absent(fleets, "warm"))
+    await fleets.rests(operator)
+    assert await fleets.says("WorkloadsReady", "InstancesReady") == "2 instances are ready"
+
+
+# -- many --------------------------------------------------------------------------------------------------------------------
+
+
+async def objects(fleets: Fleets) -> dict[str, str]:
+    """What a change of a fleet would show in: its children, by name and what changes with them."""
+    found = {}
+    for root, plural in (("/apis/apps/v1", "deployments"), ("/api/v1", "pods"), ("/api/v1", "configmaps")):
+        selector = "app.kubernetes.io/instance=fleet"
+        for item in await fleets.scene.api.items(fleets.path(root, plural), labelSelector=selector):
+            metadata = item["metadata"]
+            version = metadata["uid"] if plural == "pods" else f"{metadata['uid']} {metadata.get('generation')}"
+            found[f"{plural} {metadata['name']}"] = version
+    return found
+
+
+async def nothing_left(fleets: Fleets) -> None:
+    left = await fleets.children()
+    assert not left, left
+
+
+async def looks_after(fleets: Fleets, operator: object, number: int) -> None:
+    found = await fleets.metrics(operator)  # type: ignore[arg-type]
+    assert found["multislo_operator_fleets"] == number, found["multislo_operator_fleets"]
+
+
+async def gone(fleets: Fleets) -> None:
+    path = fleets.path("/apis/multislo.dev/v1alpha1", "multisloservings", "fleet")
+    assert await fleets.scene.api.find(path) is None
+
+
+async def absent(fleets: Fleets, at: str) -> None:
+    """Neither Deployment nor pods of a tier."""
+    assert await fleets.scene.api.find(fleets.path("/apis/apps/v1", "deployments", f"fleet-{at}")) is None
+    assert not await fleets.engines(at)
