@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from multislo_api.fleet import InstanceList
+from multislo_api.manifest import MultiSLOServing
 from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState
 from multislo_operator.decide.need import Memory
 from multislo_operator.decide.plan import Plan
@@ -113,6 +114,8 @@ def reconcile(
         spec, plan, observed, rolled, memory = _plan(draft, engines, memory, answers, at, now)
         move(draft, engines)
         memory = replace(memory, ledger=kept(draft))
+    elif memory.wanted is not None and memory.wanted.manifest is not None:
+        _put_back(draft, engines, memory.wanted.manifest)
     picture = Picture(seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at)
     return Outcome(
         changes=(*memory.children, *draft.changes()),
@@ -158,7 +161,8 @@ def _read(seen: Seen, memory: ResourceMemory, settings: OperatorSettings) -> Res
         try:
             changes = _children(found, settings, metadata["uid"], token)
         except Unbuildable as error:
-            found = Unusable("ManifestInvalid", "; ".join(error.problems), of_profile=False)
+            problems = "; ".join(error.problems)
+            found = Unusable("ManifestInvalid", problems, of_profile=False, manifest=found.manifest)
     return replace(memory, wanted_of=source, wanted=found, children=changes, token=token)
 
 
@@ -207,10 +211,10 @@ def _plan(
     plan, remembered = decide(spec, observed, memory.decide, now)
     carry_out(draft, plan, wanted)
     remove_unwanted(draft, wanted, observed, spec.drain_timeout_s)
-    spare = _spare(spec, engines)
+    spare = _spare(spec.instances_max, engines)
     loads = {instance.id: instance.load for instance in observed.instances}
     rolled = rollout.step(draft, loads, _empty(draft, answers), spare, spec.drain_timeout_s)
-    let_go(draft, wanted, spare, rolled)
+    let_go(draft, manifest, spare, rolled)
     serve(draft)
     return spec, plan, observed, rolled, replace(memory, decide=remembered, failed_since=failed_since)
 
@@ -263,12 +267,24 @@ def _spec(wanted: Wanted, draft: Draft, at: datetime) -> FleetSpec:
     return spec
 
 
-def _spare(spec: FleetSpec, engines: list[EnginePod]) -> int:
+def _put_back(draft: Draft, engines: list[EnginePod], manifest: MultiSLOServing) -> None:
+    """While the manifest cannot be used: what the fleet loses comes again, within the counts as they are."""
+    spec = manifest.spec
+    let_go(
+        draft,
+        manifest,
+        _spare(spec.scaling.accelerators_max // spec.engine.accelerator.per_instance, engines),
+        rollout.Rollout(),
+    )
+    serve(draft)
+
+
+def _spare(instances_max: int | None, engines: list[EnginePod]) -> int:
     """Instances that the budget has room for; what is being deleted holds its accelerators until it is gone, even where its tier's
     Deployment has gone before."""
-    if spec.instances_max is None:
+    if instances_max is None:
         return 1024
-    return spec.instances_max - sum(not pod.gated and not pod.over for pod in engines)
+    return instances_max - sum(not pod.gated and not pod.over for pod in engines)
 
 
 def _empty(draft: Draft, answers: Answers) -> dict[str, bool]:

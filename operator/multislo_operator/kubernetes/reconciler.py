@@ -78,17 +78,20 @@ class _Resource:
     status: StatusWriter = field(default_factory=StatusWriter)
     memory: ResourceMemory = field(default_factory=ResourceMemory)
     trouble: str = ""
+    look_s: float = 1.0
+    """How soon the routers are asked again: sooner while there is something to wait for."""
 
     async def round(self) -> float:
         """One look and what follows from it; in how many seconds to look again. Raises NotLeading."""
         shared = self.shared
-        await self.routers.look()
+        await self.routers.look(self.look_s)
         seen = shared.cache.seen(self.key)
         if seen is None or seen.resource["metadata"]["uid"] != self.uid:
             return 0.0
         began, at = shared.clock(), datetime.now(UTC)
         outcome = shared.reconcile(seen, self.routers.seen(), self.memory, shared.settings(), at, began)
         self.memory = outcome.memory
+        self.look_s = outcome.wake_in_s
         self.routers.set(outcome.routers, outcome.token)
         self.routers.tell(outcome.instances)
         self._measure(outcome, began)

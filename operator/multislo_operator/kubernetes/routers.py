@@ -1,4 +1,4 @@
-"""The routers of one resource: asks each what it sees, once a second, and tells each its fleet. Owned by `reconciler`.
+"""The routers of one resource: asks each what it sees, about once a second, and tells each its fleet. Owned by `reconciler`.
 
 A router is told when its list has changed, when it lacks what it was told (its `generation` says so: it restarted, or somebody
 else has told it something), and every ten seconds in any case. Routers that are being stopped are told too: they still relay streams.
@@ -15,8 +15,10 @@ from multislo_api.fleet import InstanceList
 from multislo_operator.admin_client import AdminClient, RouterUnreachable
 from multislo_operator.kubernetes.seen import RouterSeen
 
-LOOK_S = 0.95
-"""Between two looks; a little less than a second, so that a round that is due each second finds a look due."""
+LOOK_S = 1.0
+"""Between two looks where nobody asks for more."""
+LOOK_EARLY = 0.9
+"""Of that time: a round that comes a little early finds a look due, too."""
 PATIENCE_S = 0.25
 """How long a round waits for answers. A slow one comes in while the round goes on, and is there at the next."""
 TELL_S = 10.0
@@ -60,10 +62,10 @@ class Routers:
                 self._routers[pod] = _Router(AdminClient(self.session, url, token), RouterSeen(pod))
                 self._looked_at = float("-inf")
 
-    async def look(self) -> None:
-        """Ask those that are due, and wait a moment for their answers."""
+    async def look(self, every_s: float = LOOK_S) -> None:
+        """Ask them, unless that was done just now, and wait a moment for their answers."""
         now = self.clock()
-        if now - self._looked_at >= LOOK_S:
+        if now - self._looked_at >= LOOK_EARLY * every_s:
             self._looked_at = now
             for router in self._routers.values():
                 if router.looking is None:
