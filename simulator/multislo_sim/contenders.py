@@ -96,7 +96,7 @@ def _qoserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
 
 def _ours(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
     return Setup(
-        budgets(profile, 4096),
+        budgets(profile, 8192),
         planner=SloAware(profile.latency),
         scheduler=Scheduler.SLO_AWARE,
         placement=Placement(str(knobs["placement"])),

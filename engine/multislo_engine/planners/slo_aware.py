@@ -35,6 +35,10 @@ class SloAware:
     where .95 attains 36 (99 % of requests in time, long prompts)."""
     chunk_tokens_max: int = 2048
     """An iteration of more tokens saves nothing and makes whoever arrives meanwhile wait for its end."""
+    chunk_tokens_tight: int = 8192
+    """The cap where the first prefill would not be in time but for the fixed cost of iterations that this saves."""
+    tight_share: float = 0.9
+    """A prefill is tight whose work, in chunks of the usual cap, takes more than this share of the time until it is due."""
     chunk_tokens_min: int = 16
     """What a prefill gets however tight the decodes are: it must end some day, and so few tokens hide behind the
     weights."""
@@ -168,6 +172,17 @@ class SloAware:
             slots = np.sort(slots[np.argsort(slacks[slots], kind="stable")[:seats]])
         return None if len(slots) == len(slacks) else slots
 
+    def _cap(self, now: float, prefills: list[Job]) -> int:
+        """Tokens of prefill an iteration may carry."""
+        if prefills and (tokens := prefills[0].prefill_tokens) > self.chunk_tokens_max:
+            law = self.latency
+            job = prefills[0]
+            iterations = tokens / self.chunk_tokens_max
+            work_s = law.attention_s(tokens, job.context) + law.tokens_s(tokens)
+            if work_s + (iterations - 1.0) * (law.fixed_s + law.gemm_s) > self.tight_share * (job.due_s - now):
+                return self.chunk_tokens_tight
+        return self.chunk_tokens_max
+
     def _chunks(
         self,
         now: float,
@@ -182,7 +197,7 @@ class SloAware:
         the lost get a few tokens in any case."""
         law = self.latency
         floor = self.chunk_tokens_min
-        room = min(self.chunk_tokens_max, view.batch_tokens - decodes)
+        room = min(self._cap(now, prefills), view.batch_tokens - decodes)
         chunks: list[tuple[Job, int]] = []
         used = 0
         for place, job in enumerate((*prefills, *lost)):

@@ -52,7 +52,7 @@ class RouterCore:
         self.instances: dict[str, Instance] = {}
         self.requests: dict[int, Request] = {}
         self.pending = Pending()
-        self.homes = Homes([Ladder() for _ in self.tiers], Ladder())
+        self.homes = Homes([Ladder() for _ in self.tiers], Ladder(), config.engine.scheduler)
         self.fleet_generation = 0
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]

@@ -19,6 +19,10 @@ ROOMS_MAX = 4
 """Of these, the least loaded that are asked for room."""
 SHORT_SHARE = 0.1
 """Of a TTFT, what an SLO-aware engine may lack in room and still get the request at once."""
+ROOMS_BY_DEMAND_MAX = 12
+OTHER_BY_DEMAND = 4
+"""The same of engines that plan by deadlines: what an instance has room for depends on the deadlines there more than on its load, and who
+needs little time is placed by the first room asked for anyway."""
 PACK_LOAD = 0.85
 """Pack fills an instance up to this load (the reserve is what the tail of long prompts lives on), then spreads."""
 HOME_BONUS = 0.1
@@ -30,6 +34,8 @@ class Homes(NamedTuple):
 
     tiers: list[Ladder]
     warm: Ladder
+    scheduler: Scheduler = Scheduler.FCFS
+    """Of every engine."""
 
 
 class Choice(NamedTuple):
@@ -61,9 +67,11 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
 def spread(homes: Homes, request: Request, now: float) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
     home = request.tier.index
+    by_demand = homes.scheduler is Scheduler.SLO_AWARE
+    others, rooms = (OTHER_BY_DEMAND, ROOMS_BY_DEMAND_MAX) if by_demand else (OTHER_CANDIDATES, ROOMS_MAX)
     candidates: list[tuple[float, int, Instance]] = []
     for index, ladder in enumerate(homes.tiers):
-        bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == home else (0.0, OTHER_CANDIDATES)
+        bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == home else (0.0, others)
         for instance in ladder.emptiest(most):
             load = load_with(instance, request, now)
             if not overloaded(instance, load):
@@ -71,7 +79,7 @@ def spread(homes: Homes, request: Request, now: float) -> Choice | None:
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
         candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
-    return _first_with_room([instance for _, _, instance in candidates[:ROOMS_MAX]], request, now, SHORT_SHARE)
+    return _first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, SHORT_SHARE)
 
 
 def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:

@@ -204,9 +204,19 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
         decode_s += latency.per_kv_token_s * kv_tokens / decodes
         wait_s = max(0.0, instance.boundary_at + instance.iteration_s - now)
     tightest = min(request.tpot_s, instance.tpot_tightest_s)
-    # An iteration's fixed cost is paid once a longest iteration: as long as the tightest slack allows, or a full chunk takes.
-    longest = min(SLACK_SHARE * tightest, latency.tokens_s(CHUNK_MAX))
-    overhead = 1.0 + (latency.fixed_s + latency.gemm_s) / longest
+    # A prefill pays an iteration's fixed cost for every full chunk, or for every iteration that is as long as the slack allows, where
+    # that is shorter: behind a long context attention fills it, and chunks are small.
+    fixed_s = latency.fixed_s + latency.gemm_s
+    slack_s = min(instance.due_least) - now
+    usable_s = SLACK_SHARE * (slack_s if slack_s > tightest else tightest) - fixed_s
+    by_time = fixed_s / usable_s if usable_s > fixed_s else 1.0
+    by_token = fixed_s / CHUNK_MAX
+    head = next(iter(instance.prefills.values()), None)
+    if head is not None:
+        # The iteration under way carries a chunk, half of which is still to come on the mean.
+        busy_s = 0.5 * (latency.tokens_s(CHUNK_MAX) + head.attention_s * CHUNK_MAX / (head.prompt_tokens + CHUNK_MAX))
+        if busy_s > wait_s:
+            wait_s = busy_s
 
     steady_s = instance.steady_s + factor * (
         latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * request.prompt_tokens
@@ -215,13 +225,12 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     own_at = 0.0
     demand = 0.0
     undone = 1.0 - instance.head_progress(now)
-    head = next(iter(instance.prefills.values()), None)
     backlog = [*instance.prefills.values(), request]
     if len(backlog) > 1:
         backlog.sort(key=_due)
     for other in backlog:
-        # Attention pays no fixed cost of its own: where it stretches an iteration, the engine cuts fewer and not more of them.
-        work_s = (other.prefill_work_s - other.attention_s) * overhead + other.attention_s
+        overhead_s = max(by_time * other.prefill_work_s, by_token * other.prompt_tokens)
+        work_s = other.prefill_work_s + overhead_s
         demand += undone * work_s if other is head else work_s
         if other is not request and own == inf:
             continue
