@@ -1,6 +1,7 @@
 """From the actions of a plan to changes of pods and replicas: starting, draining, moving between tiers, stopping. Pure; used by
 `reconcile`."""
 
+from multislo_api.manifest import MultiSLOServing
 from multislo_operator.decide.fleet import FleetObserved
 from multislo_operator.decide.plan import Action, CallOffDrain, Convert, Drain, Plan, Start, Stop
 from multislo_operator.kubernetes import names, rollout
@@ -61,9 +62,9 @@ def remove_unwanted(draft: Draft, wanted: Wanted, observed: FleetObserved, drain
             draft.after.append(Delete("policy/v1", "PodDisruptionBudget", workload.name))
 
 
-def let_go(draft: Draft, wanted: Wanted, spare: int, rolled: rollout.Rollout) -> None:
+def let_go(draft: Draft, manifest: MultiSLOServing, spare: int, rolled: rollout.Rollout) -> None:
     """Remove the gates of as many pods as the replicas ask for and the budget has room for, in the manifest's order of tiers."""
-    order = [*(tier.name for tier in wanted.manifest.spec.tiers), names.WARM]
+    order = [*(tier.name for tier in manifest.spec.tiers), names.WARM]
     for tier in order:
         workload = draft.workloads.get(tier)
         if workload is None or not workload.settled:

@@ -1,7 +1,7 @@
 """What a resource asks for: its manifest and its latency profile, read and checked together; or why it cannot be used. Pure; used by
 `reconcile`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from multislo_api.manifest import ManifestInvalid, MultiSLOServing, ProfileConfigMap, ProfileFile, manifest_from
 from multislo_operator.kubernetes import names
@@ -30,6 +30,8 @@ class Unusable:
     message: str
     of_profile: bool = True
     """Whether it is the profile, or the profile against the SLOs; the manifest itself otherwise."""
+    manifest: MultiSLOServing | None = None
+    """Where it could be read: whose pods come first, within which budget, when those that are lost are put back."""
 
 
 def read(seen: Seen) -> Wanted | Unusable:
@@ -41,11 +43,11 @@ def read(seen: Seen) -> Wanted | Unusable:
         return Unusable("ManifestInvalid", "; ".join(error.problems), of_profile=False)
     profile = _profile(manifest, seen.profile_text)
     if isinstance(profile, Unusable):
-        return profile
+        return replace(profile, manifest=manifest)
     document, text = profile
     misses = _misses(manifest, document)
     if misses:
-        return Unusable("SLOUnattainable", misses)
+        return Unusable("SLOUnattainable", misses, manifest=manifest)
     annotations = resource["metadata"].get("annotations") or {}
     return Wanted(manifest, document, text, annotations.get(names.SCALING) == EXTERNAL)
 
