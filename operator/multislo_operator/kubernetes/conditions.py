@@ -125,7 +125,7 @@ def _router(picture: Picture) -> Judgement:
         return False, "RouterNotReady", f"no router pod is ready ({there})"
     if picture.answers.silent:
         return False, "RouterSilent", f"{_named(picture.answers.silent)} does not answer the operator"
-    return True, "RouterServing", f"{len(ready)} router pods serve"
+    return True, "RouterServing", f"{_counted(len(ready), 'router pod')} ready"
 
 
 def _workloads(picture: Picture) -> Judgement:
@@ -150,7 +150,7 @@ def _workloads(picture: Picture) -> Judgement:
         tiers = ", ".join(_title(tier) for tier in rolled.tiers)
         return True, "RollingOut", f"{rolled.left} instances of an earlier template are left in {tiers}"
     ready = sum(pod.alive and pod.state is InstanceState.READY for pod in picture.engines)
-    return True, "InstancesReady", f"{ready} instances are ready"
+    return True, "InstancesReady", f"{_counted(ready, 'instance')} ready"
 
 
 def _short_of_minimum(picture: Picture, wanted: Wanted) -> str:
@@ -274,3 +274,7 @@ def _named(pods: Sequence[str]) -> str:
 
 def _title(tier: str) -> str:
     return "the warm pool" if tier == names.WARM else tier
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing} is" if number == 1 else f"{number} {thing}s are"

@@ -213,6 +213,8 @@ class Reconciler:
         shared = self._shared
         if old is not None:
             await old.routers.close()
+            shared.metrics.forget(key)
+            shared.events.allowance.forget(key)
         return _Resource(
             key,
             uid,
