@@ -10,6 +10,7 @@ import helm_python as helm
 import pytest
 import pytest_asyncio
 import yaml
+
 from cluster.api import Api, Object, Refused
 from cluster.kwok import KwokCluster
 from cluster.scene import KubectlFailed, Scene, condition, wait_for

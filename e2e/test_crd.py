@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
+
 from cluster.api import Api, Object, Refused
 from cluster.kwok import KwokCluster
 from cluster.scene import KubectlFailed, Scene, wait_for
-
 from multislo_api.manifest import ManifestInvalid, manifest_from, manifest_from_object, parse_manifest
 from multislo_api.status import AcceleratorsStatus, Condition, Status, TierStatus, status_document, status_from
 
