@@ -25,8 +25,11 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=2, metavar="N", help="fake nodes (2)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="nodes whose pods run as processes (1)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="nvidia.com/gpu of each (8)")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD...")
-    given = parser.parse_args()
+    # What follows `run` is the command's own, options and all; before it, and after `up`, they are this one's.
+    words = sys.argv[1:]
+    own = words.index("run") + 1 if "run" in words else len(words)
+    given = parser.parse_args(words[:own])
+    given.command = words[own:]
     if given.what == "run" and not given.command:
         parser.error("run: give a command, for example: run kubectl get nodes")
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
