@@ -1,6 +1,7 @@
 """`multislo simulate`: what a placement attains on a simulated fleet, and the experiments that compare it with others."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -127,7 +128,7 @@ def _asked(profile_name: str, trace: Path | None, workload: str | None) -> tuple
 @click.option("--profile", "profile_name", default="llama-3.1-8b-h200-tp1", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
 @click.option("--quick", is_flag=True, help="Coarser: 20 s of warm-up and 20 s measured, rates 4 % apart.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count, help="Processes; default: one for each CPU.")
 @click.option("--json", "as_json", is_flag=True)
 def goodput(
     trace: Path | None,

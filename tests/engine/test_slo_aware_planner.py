@@ -78,6 +78,14 @@ def test_without_decodes_the_chunk_is_the_cap() -> None:
     assert [tokens for _, tokens in plan.chunks] == [2048]
 
 
+def test_a_prompt_that_would_be_late_for_the_fixed_cost_of_iterations_gets_chunks_beyond_the_cap() -> None:
+    whole_s = LAW.tokens_s(9000) + LAW.attention_s(9000, 0)
+    tight = PLANNER.plan(0.0, view([], [prompt(1, 9000, due_s=1.02 * whole_s)]))
+    assert [tokens for _, tokens in tight.chunks] == [8192]
+    loose = PLANNER.plan(0.0, view([], [prompt(1, 9000, due_s=2.0 * whole_s)]))
+    assert [tokens for _, tokens in loose.chunks] == [2048]
+
+
 def test_prompts_are_served_by_deadline_and_one_under_way_is_overtaken() -> None:
     under_way = prompt(1, 9000, due_s=9.0, context=4096)
     seen = view([], [prompt(2, 500, due_s=0.5), prompt(3, 300, due_s=3.0)], (under_way,))
