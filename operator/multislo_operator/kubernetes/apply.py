@@ -37,10 +37,13 @@ from multislo_operator.kubernetes.client import (
 )
 from multislo_operator.kubernetes.fleet_metrics import Outcome
 from multislo_operator.kubernetes.names import SERVING, START_GATE, Key
+from multislo_operator.kubernetes.owners import other_owner
 from multislo_operator.kubernetes.workloads import replicas_owner
 
 LOG = logging.getLogger(__name__)
 BACK_OFF_S = (0.5, 30.0)
+TAKEN_AGAIN_S = 5.0
+"""Between two looks at an object that is somebody else's: it is not watched."""
 SECRET = Kind("v1", "Secret")
 _NO_CONFIG = "CreateContainerConfigError"
 """What a pod waits for whose Secret is not there."""
@@ -84,10 +87,16 @@ class Applier:
         self._carried = Carried()
         self.held: dict[str, str] = {}
         """Children that an edit war keeps from being applied, "Kind name", and with whom."""
+        self.taken: dict[str, str] = {}
+        """Children whose name somebody else's object has, and whose."""
+        self._taken_again: dict[str, float] = {}
 
     async def carry_out(self, changes: Sequence[Change], now: float) -> Carried:
         """`now` by the monotonic clock. Raises NotLeading."""
         carried = self._carried = Carried()
+        if self.taken:
+            wanted = {" ".join(_of_apply(change)) for change in changes if isinstance(change, Apply)}
+            self.taken = {what: whose for what, whose in self.taken.items() if what in wanted}
         for change in changes:
             failure = self._failure
             if failure and now < failure.retry_at and self._is(change, failure):
@@ -172,7 +181,10 @@ class Applier:
         if change.optional and now < self._optional_failed.get(what, 0.0):
             return
         was_held = self.held.pop(what, None) is not None
+        live = self._live(kind, name)
         try:
+            if (live is None or live["metadata"]["uid"] != child.uid) and await self._is_taken(change.object, what, now):
+                return
             live = await self._api.apply(self._namespaced(change.object))
         except Refused as error:
             if not change.optional:
@@ -185,6 +197,28 @@ class Applier:
             LOG.info("%s: %s is applied again", self._key, what)
         child.applied(change.object, live, now)
         self._cache.put(kind, live)
+
+    async def _is_taken(self, wanted: Object, what: str, now: float) -> bool:
+        """Asked where none that was applied by us is known to be there: what is somebody else's is left alone."""
+        if what in self.taken and now < self._taken_again[what]:
+            return True
+        kind, name = Kind.of(wanted), wanted["metadata"]["name"]
+        live = self._live(kind, name)
+        if live is None:
+            with contextlib.suppress(NotFound):
+                live = await self._api.get(kind, self._key.namespace, name)
+        whose = None if live is None else other_owner(live, wanted)
+        if whose is None:
+            if self.taken.pop(what, None) is not None:
+                LOG.info("%s: the name of %s is free", self._key, what)
+            return False
+        if self.taken.get(what) != whose:
+            told = f"{what} is left alone: the name is taken, by {whose}"
+            LOG.warning("%s: %s", self._key, told)
+            self._note("NameTaken", told)
+        self.taken[what] = whose
+        self._taken_again[what] = now + TAKEN_AGAIN_S
+        return True
 
     def _war(self, what: str, child: Child, now: float) -> None:
         whom = f'"{child.rival}"' if child.rival else "somebody"
@@ -307,6 +341,10 @@ def _of(change: Change) -> tuple[Kind, str]:
             return DEPLOYMENT, change.deployment
         case _:
             return POD, change.name
+
+
+def _of_apply(change: Apply) -> tuple[str, str]:
+    return change.object["kind"], change.object["metadata"]["name"]
 
 
 def _what(change: Change) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """What is said of a resource: its conditions, a row for each tier, its accelerators and notes. Pure; used by `reconcile`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -49,6 +49,8 @@ class Picture:
     plan: Plan | None
     rolled: Rollout
     at: datetime
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Children that could not be made, "Kind name": the name is taken, and by whom."""
 
 
 def status(picture: Picture) -> dict[str, Any]:
@@ -130,6 +132,9 @@ def _router(picture: Picture) -> Judgement:
 
 def _workloads(picture: Picture) -> Judgement:
     rolled = picture.rolled
+    if picture.taken:
+        others = "; ".join(f"{what} belongs to {whose}" for what, whose in picture.taken.items())
+        return False, "NameTaken", f"not made, since its name is taken: {others}"
     if rolled.stuck is not None:
         return False, "RolloutStuck", f"{rolled.stuck}; {rolled.left} instances of the earlier template serve on"
     hopeless = [pod for pod in picture.engines if pod.alive and pod.hopeless]

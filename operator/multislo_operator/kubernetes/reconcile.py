@@ -70,6 +70,8 @@ class ResourceMemory:
     wanted_of: tuple[object, ...] = ()
     wanted: Wanted | Unusable | None = None
     children: tuple[Change, ...] = ()
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """What could not be made, "Kind name", since somebody else has an object of that name, and who."""
     token: str = ""
     """Derived from what the resource says; kept because deriving it costs more than the rest of a look."""
 
@@ -116,7 +118,9 @@ def reconcile(
         memory = replace(memory, ledger=kept(draft))
     elif memory.wanted is not None and memory.wanted.manifest is not None:
         _put_back(draft, engines, memory.wanted.manifest)
-    picture = Picture(seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at)
+    picture = Picture(
+        seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at, memory.taken
+    )
     return Outcome(
         changes=(*memory.children, *draft.changes()),
         instances=instance_lists(engines, draft, routers, doors),

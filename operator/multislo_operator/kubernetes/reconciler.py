@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -96,6 +96,8 @@ class _Resource:
         self.routers.tell(outcome.instances)
         self._measure(outcome, began)
         carried = await self.applier.carry_out(outcome.changes, began)
+        if self.memory.taken != self.applier.taken:
+            self.memory = replace(self.memory, taken=dict(self.applier.taken))
         if carried.raised:
             shared.metrics.scaled_up(self.key, shared.clock())
         await self._write_status(seen, outcome.status, at, carried)

@@ -17,6 +17,7 @@ from cluster_model import (
     Cluster,
     Json,
     component,
+    copied,
     is_gated,
     is_terminating,
 )
@@ -86,6 +87,9 @@ class FakeApi:
         if life.dice.random() < 0.5:
             life.pass_time(life.dice.uniform(0.0, 0.1))
         self.writes.append(what)
+
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Json:
+        return copied(self.life.cluster.get(kind.name, name))
 
     async def apply(self, object: Mapping[str, Any]) -> Json:
         self._call(f"apply {object['kind']} {object['metadata']['name']}")
