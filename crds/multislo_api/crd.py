@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from multislo_api.cel import pattern_rule, rules_at
 from multislo_api.document import write_document
 from multislo_api.duration import MARK, format_duration
-from multislo_api.kind import API_VERSION, KIND, LEGAL, MultiSLOServing
+from multislo_api.kind import API_VERSION, KIND, MultiSLOServing
+from multislo_api.scalars import LEGAL
 from multislo_api.status import Status
 
 GROUP, VERSION = API_VERSION.split("/")

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
 from multislo_api.duration import Duration, format_duration
-from multislo_api.kind import Legal, MultiSLOServing
+from multislo_api.kind import MultiSLOServing
 from multislo_api.problems import Path
+from multislo_api.scalars import Legal
 
 
 @dataclass(frozen=True, slots=True)

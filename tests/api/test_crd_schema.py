@@ -17,7 +17,7 @@ from multislo_api import rules
 from multislo_api.cel import CRON, RULES
 from multislo_api.crd import NotStructural, chart_template, crd, crd_yaml, nodes, schema_of, structural
 from multislo_api.duration import Duration
-from multislo_api.kind import Legal
+from multislo_api.scalars import Legal
 from multislo_api.status import Status
 
 ROOT = Path(__file__).parents[2]
