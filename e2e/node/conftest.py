@@ -1,4 +1,5 @@
-"""Fixtures of the scenarios on a real node: one cluster for the session, a scene for each test, as in the folder above.
+"""Fixtures of the scenarios on a real node: one cluster for the session, a scene for each test, as in the folder above; the operator by
+its chart, for one test alone or for a whole file.
 
     async def test_(scene: Scene, node_cluster: NodeCluster): ...
 
@@ -6,19 +7,26 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
+import helm_python as helm
 import pytest
+import pytest_asyncio
 
+from cluster.api import Api
 from cluster.binaries import NotHere
 from cluster.node import NodeCluster
 from cluster.node import node_cluster as started
 from cluster.node_network import Traces, nothing_left
 from cluster.processes import Ended
-from cluster.scene import existing_cluster
+from cluster.scene import Scene, existing_cluster, wait_for
 
 CANNOT_RUN = 2
 """The exit code where this machine cannot run the suite: it never passes by skipping."""
+CHARTS = Path(__file__).parents[2] / "charts"
+RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +51,48 @@ def cluster(node_cluster: NodeCluster) -> NodeCluster:
 def _checkout_of_root() -> None:
     """git refuses a checkout of another user, as CI's may be."""
     os.environ.update(GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def operated(scene: Scene, node_cluster: NodeCluster) -> AsyncIterator[Scene]:
+    """A scene whose namespace, PodSecurity "restricted", has the operator of the chart, Ready, with rights in this namespace alone."""
+    async with installed(node_cluster, scene.api, scene.namespace, namespaced=True):
+        yield scene
+        scene.kubectl("delete", "mslo", "--all", "--wait=false")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def operator(node_cluster: NodeCluster, api: Api) -> AsyncIterator[str]:
+    """The namespace of an operator that looks after all namespaces, for the tests of one file."""
+    name = f"e2e-{os.getpid() % 10000}-operator"
+    await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    async with installed(node_cluster, api, name, namespaced=False):
+        yield name
+    await api.delete(f"/api/v1/namespaces/{name}")
+
+
+@asynccontextmanager
+async def installed(node_cluster: NodeCluster, api: Api, namespace: str, *, namespaced: bool) -> AsyncIterator[None]:
+    """Both charts, and the operator is Ready. Taken away at the end, resources and all."""
+    await api.patch(f"/api/v1/namespaces/{namespace}", RESTRICTED)
+    repository, _, tag = node_cluster.image.rpartition(":")
+    values = {"image": {"repository": repository, "tag": tag}, "rbac": {"namespaced": namespaced}, "replicas": 1}
+    with (
+        helm.Config(kubeconfig_path=node_cluster.kubeconfig, namespace="default") as kinds,
+        helm.Config(kubeconfig_path=node_cluster.kubeconfig, namespace=namespace) as release,
+    ):
+        kinds.uninstall("multislo-crds", ignore_not_found=True)
+        kinds.install(CHARTS / "multislo-crds", "multislo-crds", namespace="default")
+        await wait_for("the kind is served", lambda: api.get("/apis/multislo.dev/v1alpha1/multisloservings"))
+        release.install(CHARTS / "multislo", "multislo", values)
+
+        async def ready() -> None:
+            found = await api.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/multislo")
+            assert found["status"].get("readyReplicas") == 1, found["status"]
+
+        try:
+            await wait_for("the operator is Ready", ready, 90)
+            yield
+        finally:
+            release.uninstall("multislo")
+            kinds.uninstall("multislo-crds")

@@ -1,20 +1,14 @@
 """The operator, installed by its chart from the product's image, with real engines, routers and traffic through the Service."""
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import helm_python as helm
 import openai
-import pytest_asyncio
 
 from cluster.api import Object
 from cluster.node import NodeCluster
 from cluster.scene import Scene, condition, wait_for
 
-CHARTS = Path(__file__).parents[2] / "charts"
-RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
 FLEET: Object = {
     "apiVersion": "multislo.dev/v1alpha1",
     "kind": "MultiSLOServing",
@@ -30,31 +24,6 @@ FLEET: Object = {
         "scaling": {"acceleratorsMax": 4, "scaleDown": {"drainTimeout": "30s"}},
     },
 }
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def operated(scene: Scene, node_cluster: NodeCluster) -> AsyncIterator[Scene]:
-    """A scene whose namespace, PodSecurity "restricted", has the operator of the chart, Ready."""
-    await scene.api.patch(f"/api/v1/namespaces/{scene.namespace}", RESTRICTED)
-    repository, _, tag = node_cluster.image.rpartition(":")
-    values = {"image": {"repository": repository, "tag": tag}, "rbac": {"namespaced": True}, "replicas": 1}
-    with (
-        helm.Config(kubeconfig_path=node_cluster.kubeconfig, namespace="default") as kinds,
-        helm.Config(kubeconfig_path=node_cluster.kubeconfig, namespace=scene.namespace) as release,
-    ):
-        kinds.uninstall("multislo-crds", ignore_not_found=True)
-        kinds.install(CHARTS / "multislo-crds", "multislo-crds", namespace="default")
-        await wait_for("the kind is served", lambda: scene.api.get("/apis/multislo.dev/v1alpha1/multisloservings"))
-        release.install(CHARTS / "multislo", "multislo", values)
-
-        async def ready() -> None:
-            assert scene.get("deployment", "multislo")["status"].get("readyReplicas") == 1
-
-        await wait_for("the operator is Ready", ready, 90)
-        yield scene
-        scene.kubectl("delete", "mslo", "--all", "--wait=false")
-        release.uninstall("multislo")
-        kinds.uninstall("multislo-crds")
 
 
 async def test_an_applied_manifest_serves_a_chat_through_its_service(
