@@ -13,7 +13,6 @@ from typing import Any
 
 import aiohttp
 
-
 from cluster.api import APPLY, MERGE, Object
 from cluster.processes import Process
 from cluster.scene import Scene, condition, wait_for
@@ -189,6 +188,19 @@ class Fleet:
                 assert not held, held
 
         await wait_for("the routers count no request any more", so, 20)
+
+    async def door_of(self, router: str) -> str:
+        pod = await self.scene.api.get(f"/api/v1/namespaces/{self.scene.namespace}/pods/{router}")
+        return f"{pod['status']['podIP']}:8000"
+
+    async def running_in_engines(self) -> int:
+        """Requests that engines still work on, as they say themselves."""
+        running = 0.0
+        for life in self.answering():
+            async with self.session.get(f"http://{await self.door_of(life.name)}/metrics") as answer:
+                lines = (await answer.text()).splitlines()
+            running += sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+        return int(running)
 
     async def events(self, reason: str) -> list[str]:
         path = f"/apis/events.k8s.io/v1/namespaces/{self.scene.namespace}/events"
