@@ -36,7 +36,7 @@ LOOK_S = 1.0
 LOOK_PENDING_S = 0.25
 """While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
 LOOK_BUSY_S, BUSY = 0.5, 0.5
-"""While an instance is loaded more than this: requests may wait soon."""
+"""While an instance is loaded more than this, or there is none: requests may wait soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,8 @@ def _look_again_in_s(answers: Answers) -> float:
         return LOOK_S
     if any(tier.pending for tier in answers.snapshot.tiers):
         return LOOK_PENDING_S
-    return LOOK_BUSY_S if any(instance.load > BUSY for instance in answers.snapshot.instances) else LOOK_S
+    loads = [instance.load for instance in answers.snapshot.instances]
+    return LOOK_BUSY_S if max(loads, default=1.0) > BUSY else LOOK_S
 
 
 def _read(seen: Seen, memory: ResourceMemory, settings: OperatorSettings) -> ResourceMemory:
