@@ -9,10 +9,12 @@ from pathlib import Path
 
 import aiohttp
 import pytest_asyncio
+
 from cluster.fleets import BATCH, CHAT, Fleets, emulated, figure, fleet, gated, tier, uids
-from cluster.scene import Scene, wait_for
+from cluster.scene import Scene, condition, wait_for
 
 SHIPPED = Path(__file__).parent.parent / "profiles" / "multislo_perf" / "shipped" / "llama-3.1-8b-h200-tp1.yaml"
+FLEETS = 50
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -302,7 +304,127 @@ async def test_tiers_and_limits_can_be_changed_and_what_stays_is_not_restarted(f
     assert await fleets.says("WorkloadsReady", "InstancesReady") == "2 instances are ready"
 
 
+# -- names -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_name_that_another_fleet_has_is_left_to_it(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    operator = fleets.operator()
+    fleets.scene.apply(fleet("a-b", tiers=[tier("c", "50ms", 2)]))
+    await fleets.runs("a-b", c=2)
+    await fleets.rests(operator)
+    theirs = await fleets.deployment("a-b-c")
+
+    fleets.scene.apply(fleet("a", tiers=[CHAT, tier("b-c", "100ms")]))
+
+    message = await fleets.says("WorkloadsReady", "NameTaken", "a")
+    assert "Deployment a-b-c belongs to MultiSLOServing a-b" in message
+    assert any("Deployment a-b-c" in note for note in await fleets.events("NameTaken"))
+    await fleets.runs("a", chat=1)
+    await fleets.rests(operator)
+    kept = await fleets.deployment("a-b-c")
+    assert (kept["metadata"]["uid"], kept["metadata"]["generation"]) == (
+        theirs["metadata"]["uid"],
+        theirs["metadata"]["generation"],
+    )
+    assert kept["metadata"]["labels"] == theirs["metadata"]["labels"]
+    await fleets.runs("a-b", c=2)
+
+    fleets.scene.kubectl("delete", "mslo/a-b")
+    await fleets.runs("a", chat=1, **{"b-c": 1})
+    await fleets.rests(operator)
+    assert (await fleets.told("WorkloadsReady", "a"))[1] != "NameTaken"
+
+
+async def test_a_service_and_a_deployment_of_somebody_else_are_not_taken_over(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    operator = fleets.operator()
+    fleets.scene.kubectl("create", "service", "clusterip", "fleet", "--tcp=80:80")
+    fleets.scene.kubectl("create", "deployment", "fleet-chat", "--image=web:1", "--replicas=0")
+    before = (fleets.scene.get("service", "fleet")["spec"], fleets.scene.get("deployment", "fleet-chat")["spec"])
+
+    fleets.scene.apply(fleet())
+
+    message = await fleets.says("WorkloadsReady", "NameTaken")
+    assert "Service fleet belongs to" in message
+    assert "Deployment fleet-chat belongs to" in message
+    await fleets.runs(batch=1)
+    await fleets.rests(operator)
+    assert (
+        fleets.scene.get("service", "fleet")["spec"],
+        fleets.scene.get("deployment", "fleet-chat")["spec"],
+    ) == before
+
+    fleets.scene.kubectl("delete", "service/fleet", "deployment/fleet-chat")
+    await fleets.runs(chat=1, batch=1)
+    assert fleets.scene.get("service", "fleet")["spec"]["ports"][0]["port"] == 8000
+
+
+# -- another operator ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_operator_of_the_next_version_restarts_no_engine(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator(image="multislo:0.1.0")
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 2), BATCH]))
+    await fleets.runs(chat=2, batch=1)
+    await fleets.rests(operator)
+    engines = uids([*await fleets.engines("chat"), *await fleets.engines("batch")])
+    generation = (await fleets.deployment("fleet-chat"))["metadata"]["generation"]
+
+    assert operator.stop() == 0
+    following = fleets.operator(image="multislo:0.1.1")
+
+    async def routers_roll() -> None:
+        routers = await fleets.scene.pods(**{"app.kubernetes.io/component": "router"})
+        images = {pod["spec"]["containers"][0]["image"] for pod in routers}
+        assert images == {"multislo:0.1.1"}, images
+
+    await wait_for("the routers are of the new version", routers_roll)
+    await fleets.says("Ready", "Serving")
+    await fleets.rests(following)
+    assert uids([*await fleets.engines("chat"), *await fleets.engines("batch")]) == engines
+    assert (await fleets.deployment("fleet-chat"))["metadata"]["generation"] == generation
+
+
 # -- many --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_fifty_fleets_in_one_cluster_all_become_as_they_should(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(2)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    names = [f"fleet-{number}" for number in range(FLEETS)]
+    # One of them is not like the others, and does not hold them up.
+    wrong = emulated(fleet("wrong", tiers=[tier("chat", "1ms")]))
+    began_at = time.monotonic()
+    fleets.scene.apply([wrong, *(emulated(fleet(name)) for name in names)])
+    applied_s = time.monotonic() - began_at
+
+    async def all_serve() -> None:
+        found = await fleets.scene.api.items(fleets.path("/apis/multislo.dev/v1alpha1", "multisloservings"))
+        not_yet = {
+            resource["metadata"]["name"]: condition(resource, "Ready").get("reason")
+            for resource in found
+            if condition(resource, "Ready").get("status") != "True"
+        }
+        assert not_yet == {"wrong": "SLOUnattainable"}, f"{len(not_yet)} not yet: {dict(list(not_yet.items())[:3])}"
+
+    await wait_for("all of them serve", all_serve, 240, every_s=1.0)
+    ready_s = time.monotonic() - began_at
+    await fleets.rests(operator)
+    pods = await fleets.scene.pods(**{"app.kubernetes.io/component": "engine"})
+    figure(
+        "fifty fleets", fleets=FLEETS, applied_s=round(applied_s, 1), all_serve_s=round(ready_s, 1), engines=len(pods)
+    )
+    assert len(pods) == 2 * FLEETS
+    found = await fleets.metrics(operator)
+    failed = {k: v for k, v in found.items() if k.startswith("multislo_operator_reconciles_total") and '"failed"' in k}
+    assert sum(failed.values()) == 0, {k: v for k, v in failed.items() if v}
+
+
+# -- what they look at ---------------------------------------------------------------------------------------------------------
 
 
 async def objects(fleets: Fleets) -> dict[str, str]:
