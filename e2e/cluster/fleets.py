@@ -102,12 +102,15 @@ class Fleets:
 
     # -- the operator ------------------------------------------------------------------------------------------------------
 
-    def operator(self, *arguments: str, image: str | None = None) -> Process:
-        """One that looks after the scene's namespace, and leads at once."""
+    def operator(
+        self, *arguments: str, image: str | None = None, kubeconfig: Path | None = None, election: bool = False
+    ) -> Process:
+        """One that looks after the scene's namespace; without an election it leads at once."""
         own = self.scene.namespace
+        alone = () if election else ("--no-election",)
         return self.scene.start_operator(
-            "--namespace", own, "--lease-namespace", own, "--no-election", "--key-file", str(self.key),
-            "--metrics-port", "0", *arguments, environment={"MULTISLO_IMAGE": image} if image else None,
+            "--namespace", own, "--lease-namespace", own, *alone, "--key-file", str(self.key), "--metrics-port", "0",
+            *arguments, kubeconfig=kubeconfig, environment={"MULTISLO_IMAGE": image} if image else None,
         )  # fmt: skip
 
     async def metrics(self, operator: Process) -> dict[str, float]:
