@@ -42,6 +42,9 @@ class Setup:
     planner: Planner | None = None
     scheduler: Scheduler = Scheduler.FCFS
     placement: Placement = Placement.PACK
+    express: int = 0
+    """So many instances at the loose end have a budget of `express_tokens`, for prompts that need nearly all of their TTFT."""
+    express_tokens: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ def _ours_stock(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup
         budgets(profile, knobs["batch_tokens"]),
         scheduler=Scheduler(str(knobs["scheduler"])),
         placement=Placement(str(knobs["placement"])),
+        express=int(knobs["express"]),
     )
 
 
@@ -151,8 +155,13 @@ CONTENDERS = (
         "multislo_stock",
         "ours-stock",
         _ours_stock,
-        {"placement": ("Pack", "Spread"), "scheduler": ("fcfs", "priority"), "batch_tokens": BUDGETS},
-        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": "by tier"},
+        {
+            "placement": ("Pack", "Spread"),
+            "scheduler": ("fcfs", "priority"),
+            "batch_tokens": BUDGETS,
+            "express": (0, 1, 2),
+        },
+        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": "by tier", "express": 0},
     ),
 )
 

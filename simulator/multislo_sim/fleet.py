@@ -2,7 +2,7 @@
 Belief and truth are two objects: the core has its own latency model and sees tokens when they arrive; output lengths and the true
 latency are the engines' alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
@@ -32,6 +32,8 @@ class Scenario:
     offer_by: OfferBy = offered
     planner: Planner | None = None
     """Of every engine; None: the one that goes with the core's scheduler."""
+    batch_tokens: Mapping[int, int] = field(default_factory=dict)
+    """Token budgets of single instances, by number, where they are not their tier's."""
     check_every_event: bool = False
 
 
@@ -87,12 +89,13 @@ class SimulatedFleet:
                 scenario.truth,
                 EngineConfig(
                     kv_tokens_max=limits.kv_tokens_max,
-                    batch_tokens=tiers[home].batch_tokens if home else limits.warm_batch_tokens,
+                    batch_tokens=scenario.batch_tokens.get(index)
+                    or (tiers[home].batch_tokens if home else limits.warm_batch_tokens),
                     seqs_max=limits.seqs_max,
                 ),
                 scenario.planner or planner_named(_PLANNERS[limits.scheduler], config.latency),
             )
-            for home in scenario.homes
+            for index, home in enumerate(scenario.homes)
         ]
         self.records = [
             Record(request, request.tier or config.default_tier) for request in sorted(requests, key=lambda r: r.at_s)
@@ -109,8 +112,8 @@ class SimulatedFleet:
         if watch is not None:
             self._push(watch_every_s, _WATCH)
         specs = [
-            e.InstanceSpec(name, home, e.InstanceState.READY)
-            for name, home in zip(self.names, self.scenario.homes, strict=True)
+            e.InstanceSpec(name, home, e.InstanceState.READY, self.scenario.batch_tokens.get(index))
+            for index, (name, home) in enumerate(zip(self.names, self.scenario.homes, strict=True))
         ]
         self._carry_out(self.core.handle(e.FleetChanged(0.0, specs)))
         arrivals = 0

@@ -84,7 +84,8 @@ def fleet_of(
     )
     limits = EngineLimits(profile.kv_tokens_max, scheduler=setup.scheduler)
     core = CoreConfig(tiers, tiers[-1].name, profile.latency, limits, setup.placement)
-    scenario = Scenario(core, tuple(homes), profile.latency, setup.place_by, setup.offer_by, setup.planner)
+    express = {len(homes) - 1 - index: setup.express_tokens for index in range(setup.express)}
+    scenario = Scenario(core, tuple(homes), profile.latency, setup.place_by, setup.offer_by, setup.planner, express)
     return SimulatedFleet(scenario, requests)
 
 

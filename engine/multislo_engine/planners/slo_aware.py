@@ -1,8 +1,9 @@
 """A planner that spends slack: it knows when each request's next token is due and shapes every iteration by that.
 
-Five rules:
+Six rules:
 - prefills in order of their deadline, one under way may be overtaken;
 - the chunk is as large as the latency model allows an iteration that takes at most a fraction of the least slack of its decodes;
+- where the fixed cost of iterations is what would make the first prefill late, its chunks may be larger than the cap;
 - while a prefill is pressed, decodes with plenty of slack are left out, so that the iteration is the prefill's;
 - while none is, every decode takes part: tokens made early are slack saved for later;
 - prefills that are late whatever happens go behind the others, with a few tokens an iteration so that they end some day.
