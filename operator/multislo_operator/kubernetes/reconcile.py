@@ -141,7 +141,7 @@ def _look_again_in_s(answers: Answers) -> float:
         return LOOK_S
     if any(tier.pending for tier in answers.snapshot.tiers):
         return LOOK_PENDING_S
-    loads = [instance.load for instance in answers.snapshot.instances]
+    loads = [instance.load for instance in answers.snapshot.instances if instance.state == "ready"]
     return LOOK_BUSY_S if max(loads, default=1.0) > BUSY else LOOK_S
 
 
