@@ -55,9 +55,7 @@ async def test_an_applied_fleet_becomes_ready_and_answers_an_openai_client_in_ev
 
 
 async def test_the_first_request_that_finds_no_instance_brings_one(fleet: Fleet) -> None:
-    await fleet.ready(
-        spec(tiers=[tier("chat", "500ms", "40ms", 0, 3)], scaling=scaling(4, stabilization="1s")), chat=0
-    )  # fmt: skip
+    await fleet.ready(spec(tiers=[tier("chat", "500ms", "40ms", 0, 3)], scaling=scaling(4, stabilization="1s")), chat=0)
     reactions: list[float] = []
     async with fleet.traffic() as traffic:
         for _ in range(5):
@@ -68,9 +66,7 @@ async def test_the_first_request_that_finds_no_instance_brings_one(fleet: Fleet)
             assert [stream.end for stream in streams] == [End.WHOLE], streams
             await fleet.counts(chat=0)
             await until("the instance is gone", lambda: not fleet.engines())
-    figures(
-        "scale-up reaction from nothing", p50_s=round(statistics.median(reactions), 2), all_s=rounded(reactions)
-    )  # fmt: skip
+    figures("scale-up reaction from nothing", p50_s=round(statistics.median(reactions), 2), all_s=rounded(reactions))
     assert statistics.median(reactions) < 2.0
 
 
@@ -109,10 +105,14 @@ async def test_no_stream_is_dropped_while_the_fleet_grows_and_shrinks_under_it(f
         await traffic.all_ended()
     counts = traffic.counts()
     figures(
-        "scale-down under traffic", streams=len(traffic.streams), by_tier={name: dict(of) for name, of in counts.items()},
-        seconds=round(time.monotonic() - begun), started=len([life for life in fleet.lives.values() if life.let_go_at and life.component == "engine"]),
-        drained_and_stopped=len(drained(fleet)), dropped=sum(stream.lost for stream in traffic.streams),
-    )  # fmt: skip
+        "scale-down under traffic",
+        streams=len(traffic.streams),
+        by_tier={name: dict(of) for name, of in counts.items()},
+        seconds=round(time.monotonic() - begun),
+        started=len(started(fleet)),
+        drained_and_stopped=len(drained(fleet)),
+        dropped=sum(stream.lost for stream in traffic.streams),
+    )
     traffic.nobody_was_dropped()
     assert len(traffic.streams) > 2000
     assert len(drained(fleet)) >= 3
@@ -146,9 +146,13 @@ async def test_a_router_that_is_killed_takes_only_its_own_streams_with_it(fleet:
         await traffic.all_ended()
     lost = [stream for stream in traffic.streams if stream.lost]
     figures(
-        "router killed", streams=len(traffic.streams), held_by_it=len(held), lost=len(lost), back_after_s=round(back_at - killed_at, 2),
+        "router killed",
+        streams=len(traffic.streams),
+        held_by_it=len(held),
+        lost=len(lost),
+        back_after_s=round(back_at - killed_at, 2),
         refused_at_the_door=len([s for s in lost if s.end is End.FAILED]),
-    )  # fmt: skip
+    )
     assert held
     assert {stream.door for stream in lost} == {door}
     assert all(stream.lost for stream in held)
@@ -177,9 +181,13 @@ async def test_an_engine_pod_that_is_killed_ends_its_own_streams_with_one_error_
         await traffic.all_ended()
     lost = [stream for stream in traffic.streams if stream.lost]
     figures(
-        "engine killed", streams=len(traffic.streams), held_by_it=len(held), lost=len(lost),
-        error_events=sum(s.error_events for s in lost), replaced_after_s=round(replaced_at - killed_at, 2),
-    )  # fmt: skip
+        "engine killed",
+        streams=len(traffic.streams),
+        held_by_it=len(held),
+        lost=len(lost),
+        error_events=sum(s.error_events for s in lost),
+        replaced_after_s=round(replaced_at - killed_at, 2),
+    )
     assert held
     assert {stream.instance for stream in lost} == {victim.name}, [(s.instance, s.cause) for s in lost]
     assert [stream.error_events for stream in lost] == [1] * len(lost)
@@ -208,9 +216,13 @@ async def test_a_fleet_serves_on_without_its_operator_and_is_scaled_again_by_the
     counted = {name: await fleet.wanted(name) for name in ("chat", "batch")}
     let_go = {name: len(fleet.engines(name)) for name in counted}
     figures(
-        "operator killed and absent for 31 s", streams=len(traffic.streams), while_absent={n: dict(of) for n, of in absent.items()},
-        dropped=sum(s.lost for s in traffic.streams), scaled_after_s=round(resumed_at - started_at, 2), instances=let_go,
-    )  # fmt: skip
+        "operator killed and absent for 31 s",
+        streams=len(traffic.streams),
+        while_absent={n: dict(of) for n, of in absent.items()},
+        dropped=sum(s.lost for s in traffic.streams),
+        scaled_after_s=round(resumed_at - started_at, 2),
+        instances=let_go,
+    )
     traffic.nobody_was_dropped()
     assert let_go == counted
     assert not stopped(fleet)
@@ -231,6 +243,10 @@ def first_pending(fleet: Fleet) -> "asyncio.Task[float]":
             await asyncio.sleep(0.03)
 
     return asyncio.create_task(look())
+
+
+def started(fleet: Fleet) -> list[Life]:
+    return [life for life in fleet.lives.values() if life.component == "engine" and life.let_go_at]
 
 
 def stopped(fleet: Fleet) -> list[Life]:
