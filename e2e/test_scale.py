@@ -93,6 +93,7 @@ async def test_what_the_operator_costs_while_nothing_changes(fleets: Fleets) -> 
 
 async def measured(fleets: Fleets, operator: Process, size: int, ready_s: float) -> Row:
     calls, cpu_s, at = counted(fleets.scene), cpu_of(operator), time.monotonic()
+    assert min(calls.values()) > 0, f"the API server counts: {calls}"
     await asyncio.sleep(WINDOW_S)
     took_s = time.monotonic() - at
     cpu_share = (cpu_of(operator) - cpu_s) / took_s
