@@ -40,7 +40,7 @@ def as_planned(
         tier: replace(workload, owed=_owed(workload, ledger.counts.get(tier), at)) for tier, workload in found.items()
     }
     moved = {
-        pod.name: _arrived(pod, found[ledger.moving[pod.name]])
+        pod.name: _arrived(pod, found[ledger.moving[pod.name]], at)
         for workload in found.values()
         for pod in workload.running
         if pod.name in ledger.moving and _goes_on(pod, workload, found.get(ledger.moving[pod.name]))
@@ -57,8 +57,9 @@ def _goes_on(pod: EnginePod, home: Workload, to: Workload | None) -> bool:
     return to is not None and to.tier != home.tier and not to.rolling and not home.rolling
 
 
-def _arrived(pod: EnginePod, to: Workload) -> EnginePod:
-    return replace(pod, tier=to.tier, template_hash=to.template_hash)
+def _arrived(pod: EnginePod, to: Workload, at: datetime) -> EnginePod:
+    # Its time in the new tier has not begun: an old instance that comes into the warm pool was not needless there for as long.
+    return replace(pod, tier=to.tier, template_hash=to.template_hash, tier_at=at.timestamp())
 
 
 def _owed(workload: Workload, count: Count | None, at: datetime) -> int:

@@ -84,6 +84,13 @@ def test_a_move_ends_where_its_pod_has_arrived_or_a_roll_out_has_come_between() 
     assert ledger.as_planned({"fast": unsettled, "batch": workload(pod("b"))}, on_the_way, AT)[1] == {}
 
 
+def test_an_old_instance_on_its_way_into_the_warm_pool_is_new_there() -> None:
+    home, pool = workload(pod("a"), pod("b")), workload(tier=names.WARM, replicas=0)
+    found, _ = ledger.as_planned({"batch": home, names.WARM: pool}, Ledger(moving={"b": names.WARM}), AT)
+    (arrived,) = found[names.WARM].instances
+    assert (arrived.name, arrived.since) == ("b", AT.timestamp()), "else it is stopped as one that was idle for an hour"
+
+
 def test_a_pod_that_is_let_go_in_this_round_is_no_gated_one_any_more() -> None:
     found = workload(pod("a"), GATED)
     draft = drafted(found)
