@@ -32,7 +32,8 @@ def main() -> int:
     given.command = words[own:]
     if given.what == "run" and not given.command:
         parser.error("run: give a command, for example: run kubectl get nodes")
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # A shell that starts us behind it has SIGINT ignored.
+        signal.signal(number, signal.default_int_handler)
     try:
         if given.what == "build":
             print(binaries().directory)
