@@ -42,7 +42,7 @@ def engines(fleet: Fleet) -> list[Life]:
 
 
 async def test_a_warm_pod_moves_between_tiers_under_traffic_without_a_restart(fleet: Fleet) -> None:
-    few = scaling(4, stabilization="1s", warm=(0, 1))
+    few = scaling(4, stabilization="8s", warm=(0, 1))
     await fleet.ready(spec(tiers=tiers(2, 0), scaling=few), chat=2, batch=0)
     before = {life.name for life in engines(fleet)}
     async with fleet.traffic() as traffic:
