@@ -309,16 +309,12 @@ async def a_fleet(scene: Scene, folder: Path, nodes: int = 1, gpus: int = 8) -> 
 
 def figures(story: str, **values: object) -> None:
     """Printed, and added as a line of JSON to the file that MULTISLO_E2E_FIGURES names."""
-    line = json.dumps({"story": story, **values}, default=_rounded)
+    line = json.dumps({"story": story, **values}, default=str)
     print(f"\n{line}", flush=True)
     path = os.environ.get("MULTISLO_E2E_FIGURES")
     if path:
         with Path(path).open("a") as file:
             file.write(line + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    return str(value)
 
 
 async def until(what: str, so: Callable[[], bool], timeout_s: float = STARTED_S) -> float:

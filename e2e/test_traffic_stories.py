@@ -237,7 +237,7 @@ def first_pending(fleet: Fleet) -> "asyncio.Task[float]":
     async def look() -> float:
         while True:
             seen = await fleet.snapshot()
-            oldest = max(t["pending_oldest_s"] for t in seen["tiers"])
+            oldest: float = max(t["pending_oldest_s"] for t in seen["tiers"])
             if any(t["pending"] for t in seen["tiers"]) and oldest > 0.05:
                 return time.monotonic() - oldest
             await asyncio.sleep(0.03)

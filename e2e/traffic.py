@@ -20,7 +20,6 @@ STREAMS_MAX = 600
 DOORS_EVERY_S = 0.5
 """How long a node's routing tables may lag behind the Service."""
 STREAM_S = 120.0
-WORDS = 8192
 
 
 class End(StrEnum):
