@@ -181,9 +181,10 @@ class Applier:
         if change.optional and now < self._optional_failed.get(what, 0.0):
             return
         was_held = self.held.pop(what, None) is not None
-        live = self._live(kind, name)
+        before = self._live(kind, name)
+        known = before is not None and before["metadata"]["uid"] == child.uid
         try:
-            if (live is None or live["metadata"]["uid"] != child.uid) and await self._is_taken(change.object, what, now):
+            if not known and await self._is_taken(change.object, what, now):
                 return
             live = await self._api.apply(self._namespaced(change.object))
         except Refused as error:
