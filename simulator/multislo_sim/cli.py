@@ -127,7 +127,11 @@ def _asked(profile_name: str, trace: Path | None, workload: str | None) -> tuple
 @click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=20, show_default=True)
 @click.option("--profile", "profile_name", default="llama-3.1-8b-h200-tp1", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
-@click.option("--quick", is_flag=True, help="Coarser: 20 s of warm-up and 20 s measured, rates 4 % apart.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Coarser: 20 s of warm-up and 20 s measured, rates 4 % apart; so short a window flatters.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count, help="Processes; default: one for each CPU.")
 @click.option("--json", "as_json", is_flag=True)
 def goodput(
