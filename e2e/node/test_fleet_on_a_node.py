@@ -2,139 +2,26 @@
 loses containers, waits for accelerators. A stream that has begun comes to its end, unless the container that carried it was killed."""
 
 import asyncio
-import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from cluster.api import MERGE, Object
-from cluster.node import GPU, GPUS, NODE, NodeCluster
-from cluster.scene import Scene, condition, wait_for
-from fleet_story import COMPONENT, LONG, MODEL, NAME, Fleet, Life, figures, scaling, spec, tier, until
-from traffic import End, Flow, Stream, Traffic
+from cluster.node import GPU, GPUS, NodeCluster
+from cluster.scene import Scene, condition
+from fleet_story import LONG, NAME, figures, scaling, spec, tier, until
+from node.fleet_on_a_node import NodeFleet, counted, has_accelerators, whole
+from traffic import End, Flow
 
 RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
 BUSY = Flow(16.0, LONG, 8)
 """More than one instance takes."""
 QUIET = Flow(4.0, 64, 60)
 """Half a second each."""
-ROLLED_S = 150.0
-
-
-@dataclass(slots=True)
-class ByService(Scene):
-    """Its Services have addresses, and kube-proxy chooses the pod."""
-
-    door: str = ""
-
-    async def behind(self, service: str) -> list[str]:
-        return [self.door]
-
-
-@dataclass(slots=True)
-class ByRouter(Scene):
-    """Each router's own port, so that a stream tells which one carried it."""
-
-    doors: dict[str, str] = field(default_factory=dict)
-
-    async def behind(self, service: str) -> list[str]:
-        pods = {pod["metadata"]["name"]: pod for pod in await self.pods(**{COMPONENT: "router"})}
-        return [
-            door
-            for name, door in self.doors.items()
-            if name in pods and condition(pods[name], "Ready").get("status") == "True"
-        ]
-
-
-@dataclass(slots=True)
-class NodeFleet(Fleet):
-    """The operator is the chart's; the node's own network is reached by doors of the loopback."""
-
-    node_cluster: NodeCluster | None = None
-
-    async def comes_up(self, wanted: dict[str, Any], **instances: int) -> None:
-        await self.apply(wanted)
-        await self.becomes("Ready", "True")
-        await self.has(**instances)
-
-    @property
-    def node(self) -> NodeCluster:
-        assert self.node_cluster is not None
-        return self.node_cluster
-
-    async def by_service(self) -> Traffic:
-        """Traffic through the Service. A door is a process, so it is opened before."""
-        door = await asyncio.to_thread(self.node.open_service, self.scene.namespace, NAME, 8000)
-        place = ByService(self.scene.cluster, self.scene.api, self.scene.namespace, door=door)
-        return Traffic(place, NAME, MODEL)
-
-    async def by_router(self) -> tuple[Traffic, dict[str, str]]:
-        """Traffic to each router; doors by pod."""
-        doors = {life.name: await self.door(life.name, 8000) for life in self.routers()}
-        return Traffic(
-            ByRouter(self.scene.cluster, self.scene.api, self.scene.namespace, doors=doors), NAME, MODEL
-        ), doors
-
-    async def door(self, pod: str, port: int) -> str:
-        return await asyncio.to_thread(self.node.open_pod, self.scene.namespace, pod, port)
-
-    async def snapshot(self, router: str | None = None) -> dict[str, Any]:
-        door = await self.door(router or self.routers()[0].name, 9090)
-        async with self.session.get(f"http://{door}/fleet") as answer:
-            found: dict[str, Any] = await answer.json()
-            return found
-
-    async def kill(self, pod: str, container: str) -> None:
-        await asyncio.to_thread(self.node.kill_container, self.scene.namespace, pod, container)
-
-    async def containers(self) -> dict[str, tuple[str, str, int]]:
-        """Of the engines that run: pod's uid, start of its container, restarts."""
-        return {
-            pod["metadata"]["name"]: container_of(pod)
-            for pod in await self.scene.pods(**{COMPONENT: "engine"})
-            if pod["status"].get("containerStatuses")
-        }
-
-    async def template(self, container: dict[str, Any]) -> None:
-        """Change the engines' template."""
-        container = {"name": "engine", **container}
-        await self.change({"engine": {"podTemplate": {"spec": {"containers": [container]}}}})
-
-    async def is_rolled(self, before: set[str], of: str, number: int) -> None:
-        """None of the earlier pods is left."""
-
-        async def so() -> None:
-            left = [life.name for life in self.lives.values() if life.name in before and life.gone_at is None]
-            assert not left, left
-            assert len(self.answering(of)) == number, self.answering(of)
-
-        await wait_for(f"the pods of {of} are new", so, ROLLED_S)
-
-    def one_at_a_time(self, gone: list[Life]) -> None:
-        """Each was drained before it was told to stop, and gone before the next was drained."""
-        for life in gone:
-            assert life.drained_at is not None, life
-            assert life.told_to_stop_at is not None, life
-            assert life.drained_at < life.told_to_stop_at, life
-        gone = sorted(gone, key=lambda life: life.drained_at or 0.0)
-        for one, next_one in itertools.pairwise(gone):
-            assert (one.gone_at or 0.0) <= (next_one.drained_at or 0.0), (one, next_one)
-
-    def operator_says(self, namespace: str) -> str:
-        return self.node.kubectl("logs", f"--namespace={namespace}", "deployment/multislo", "--tail=400")
-
-
-def container_of(pod: Object) -> tuple[str, str, int]:
-    (status,) = pod["status"]["containerStatuses"]
-    started = status["state"].get("running", {}).get("startedAt", "-")
-    return pod["metadata"]["uid"], started, status["restartCount"]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -152,10 +39,6 @@ async def fleet(scene: Scene, operator: str, node_cluster: NodeCluster, tmp_path
             for watch in watches:
                 watch.cancel()
             await scene.api.delete(f"/apis/multislo.dev/v1alpha1/namespaces/{scene.namespace}/multisloservings/{NAME}")
-
-
-def counted(traffic: Traffic) -> dict[str, dict[str, int]]:
-    return {name: dict(count) for name, count in traffic.counts().items()}
 
 
 async def test_load_brings_an_instance_and_without_it_the_drained_one_goes(fleet: NodeFleet) -> None:
@@ -262,6 +145,55 @@ async def test_engines_are_rolled_over_one_at_a_time_and_a_broken_image_stops_th
         "node: roll-out", streams=counted(traffic), rolled_s=round(rolled_s, 1), stuck_after_s=round(stuck_s, 1),
         told=told, mended_s=round(mended_s, 1),
     )  # fmt: skip
+
+
+async def test_where_no_accelerator_is_free_an_engine_is_drained_and_goes_before_its_successor_starts(
+    fleet: NodeFleet,
+) -> None:
+    tiers = [tier("chat", "500ms", "40ms", 2, 2), tier("batch", "2s", "100ms", 0, 1)]
+    await fleet.comes_up(spec(tiers=tiers, scaling=scaling(2)), chat=2, batch=0)
+    async with await fleet.by_service() as traffic:
+        traffic.flow("chat", QUIET)
+        await until("streams are under way", lambda: len(traffic.under_way) > 1)
+        old = fleet.answering("chat")
+        began = time.monotonic()
+        await fleet.template({"env": [{"name": "ROUND", "value": "2"}]})
+        await fleet.is_rolled({life.name for life in old}, "chat", 2)
+        rolled_s = time.monotonic() - began
+        await traffic.all_ended()
+    traffic.nobody_was_dropped()
+    fleet.one_at_a_time(old)
+    gone = sorted(fleet.over[life.name] for life in old)
+    came = sorted(life.let_go_at for life in fleet.answering("chat") if life.let_go_at)
+    assert all(left <= let_go for left, let_go in zip(gone, came, strict=True)), (gone, came)
+    figures("node: roll-out without a free accelerator", streams=counted(traffic), rolled_s=round(rolled_s, 1))
+
+
+async def test_what_a_hand_deletes_finishes_its_streams_and_is_replaced(fleet: NodeFleet) -> None:
+    tiers = [tier("chat", "500ms", "40ms", 2, 2), tier("batch", "2s", "100ms", 0, 1)]
+    await fleet.comes_up(spec(tiers=tiers, scaling=scaling(3), router={"replicas": 2}), chat=2, batch=0)
+    await until("two routers", lambda: sum(r.answers_at is not None for r in fleet.routers()) == 2)
+    async with await fleet.by_service() as traffic:
+        traffic.flow("chat", Flow(6.0, 64, 200))
+        await until("streams are under way", lambda: len(traffic.under_way) > 5)
+        engine = fleet.lives[Counter(s.instance for s in traffic.under_way).most_common(1)[0][0]]
+        for life in (engine, fleet.routers()[0]):
+            carried = len(traffic.under_way)
+            await fleet.scene.api.delete(f"/api/v1/namespaces/{fleet.scene.namespace}/pods/{life.name}")
+            await until(f"{life.name} is gone", lambda: life.gone_at is not None)  # noqa: B023
+            await fleet.has(chat=2)
+            await until("two routers", lambda: sum(r.answers_at is not None for r in fleet.routers()) == 2)
+            assert carried
+        await asyncio.sleep(3.0)
+        await traffic.all_ended()
+    traffic.nobody_was_dropped()
+    after = [
+        s
+        for s in whole(traffic)
+        if engine.told_to_stop_at and s.instance == engine.name and s.began_at > engine.told_to_stop_at + 2
+    ]
+    assert not after, "nothing new is placed on an instance that is told to stop"
+    figures("node: deleted by a hand", streams=counted(traffic))
 
 
 async def test_a_killed_router_takes_its_own_streams_with_it_and_comes_back_to_the_fleet(fleet: NodeFleet) -> None:
@@ -374,18 +306,3 @@ async def test_pods_wait_for_accelerators_that_the_node_does_not_have_and_run_wh
         figures("node: accelerators", told=message, run_after_s=round(time.monotonic() - came_at, 1))
     finally:
         await has_accelerators(fleet.scene, GPUS)
-
-
-async def has_accelerators(scene: Scene, number: int) -> None:
-    """The node says so from now on."""
-    await scene.api.patch(f"/api/v1/nodes/{NODE}/status", {"status": {"capacity": {GPU: str(number)}}}, MERGE)
-
-    async def so() -> None:
-        found = await scene.api.get(f"/api/v1/nodes/{NODE}")
-        assert found["status"]["allocatable"][GPU] == str(number)
-
-    await wait_for(f"the node has {number} accelerators", so, 30)
-
-
-def whole(traffic: Traffic) -> list[Stream]:
-    return [stream for stream in traffic.streams if stream.end is End.WHOLE]
