@@ -250,9 +250,7 @@ def started(fleet: Fleet) -> list[Life]:
 
 
 def stopped(fleet: Fleet) -> list[Life]:
-    return [
-        life for life in fleet.lives.values() if life.component == "engine" and life.let_go_at and life.told_to_stop_at
-    ]
+    return [life for life in started(fleet) if life.told_to_stop_at]
 
 
 def drained(fleet: Fleet) -> list[Life]:
