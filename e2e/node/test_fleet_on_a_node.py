@@ -197,6 +197,8 @@ async def test_what_a_hand_deletes_finishes_its_streams_and_is_replaced(fleet: N
 
 
 async def test_a_killed_router_takes_its_own_streams_with_it_and_comes_back_to_the_fleet(fleet: NodeFleet) -> None:
+    if fleet.node.own is None:
+        pytest.skip("of a node of our own")
     await fleet.comes_up(spec(router={"replicas": 2}), chat=1, batch=0)
     await until("two routers", lambda: sum(r.answers_at is not None for r in fleet.routers()) == 2)
     engines = await fleet.containers()
@@ -231,6 +233,8 @@ async def test_a_killed_router_takes_its_own_streams_with_it_and_comes_back_to_t
 
 
 async def test_a_killed_engine_takes_its_own_streams_with_it_and_comes_back_to_its_tier(fleet: NodeFleet) -> None:
+    if fleet.node.own is None:
+        pytest.skip("of a node of our own")
     tiers = [tier("chat", "500ms", "40ms", 2, 2), tier("batch", "2s", "100ms", 0, 1)]
     await fleet.comes_up(spec(tiers=tiers, scaling=scaling(2)), chat=2, batch=0)
     async with await fleet.by_service() as traffic:
