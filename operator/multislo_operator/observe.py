@@ -125,6 +125,7 @@ def _instance(
         tier=instance.tier,
         state=state,
         load=view.load_mean if view else 0.0,
+        load_now=view.load if view else 0.0,
         calibration=view.calibration if view else 1.0,
         requests=requests,
         since_s=now - since,

@@ -124,6 +124,13 @@ def test_requests_that_linger_start_one_instance_though_the_averages_see_no_need
     assert "requests wait" in plan.actions[0].reason
 
 
+@pytest.mark.parametrize(("load_now", "starts"), [(0.9, 1), (0.1, 0)])
+def test_a_burst_on_an_idle_fleet_counts_as_full_before_the_average_says_so(load_now: float, starts: int) -> None:
+    idle = [replace(seen, load=0.05, load_now=load_now) for seen in instances(tight=1, middle=1)]
+    plan = seen_for(3, a_spec(), idle, tiers((0.1, 0.1, 0.1), pending="middle", oldest_s=1.0))
+    assert sum(isinstance(action, Start) for action in plan.actions) == starts
+
+
 def test_a_tier_whose_requests_wait_though_they_should_fit_weighs_more_from_then_on() -> None:
     memory = Memory()
     for second in range(4):

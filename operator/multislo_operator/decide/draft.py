@@ -29,6 +29,7 @@ class Seat:
     tier: str | None
     state: InstanceState
     load: float
+    load_now: float
     calibration: float
     requests: int | None
     since_s: float

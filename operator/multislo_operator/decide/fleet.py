@@ -68,6 +68,8 @@ class InstanceObserved:
     state: InstanceState
     load: float = 0.0
     """Share of its time that its admitted work needs, averaged over ~10 s; above 1: too much."""
+    load_now: float = 0.0
+    """The same at this moment: a burst on an idle fleet fills it long before the average says so."""
     calibration: float = 1.0
     """Measured over predicted iteration time."""
     requests: int | None = None
@@ -128,7 +130,7 @@ class FleetObserved:
             if not all(map(isfinite, figures)) or tier.work_rate < 0.0:
                 return f"the router's figures for tier {wanted.name} are no numbers"
         for instance in self.instances:
-            if not isfinite(instance.load) or not isfinite(instance.calibration):
+            if not all(map(isfinite, (instance.load, instance.load_now, instance.calibration))):
                 return f"the load of {instance.id} is no number"
         return None
 

@@ -246,7 +246,7 @@ def _pressed_since(
 ) -> dict[str, float]:
     assert observed.tiers is not None
     wanted = {tier.name: tier for tier in spec.tiers}
-    half_full = mean_load(observed) >= 0.5 * fill_target(spec.attainment)
+    half_full = _is_half_full(spec, observed)
     since = {}
     for tier in observed.tiers:
         if tier.name not in wanted:
@@ -259,6 +259,13 @@ def _pressed_since(
     return since
 
 
+def _is_half_full(spec: FleetSpec, observed: FleetObserved) -> bool:
+    """Of its target, by the average or at this moment."""
+    loads = [i.load_now for i in observed.instances if i.state in (InstanceState.READY, InstanceState.DRAINING)]
+    now = sum(loads) / len(loads) if loads else 1.0
+    return max(now, mean_load(observed)) >= 0.5 * fill_target(spec.attainment)
+
+
 def mean_load(observed: FleetObserved) -> float:
     """Of all instances that hold work; 1 where there is none, since then nothing has room."""
     loads = [i.load for i in observed.instances if i.state in (InstanceState.READY, InstanceState.DRAINING)]
@@ -267,7 +274,7 @@ def mean_load(observed: FleetObserved) -> float:
 
 def pressed(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float) -> list[str]:
     """The tiers whose requests wait, or are refused, for want of an instance."""
-    half_full = mean_load(observed) >= 0.5 * fill_target(spec.attainment)
+    half_full = _is_half_full(spec, observed)
     there = any(seen.state in (InstanceState.READY, InstanceState.DRAINING) for seen in observed.instances)
     patience = (PRESSED_S if half_full else PRESSED_IDLE_S) if there else 0.0
     answer = []
