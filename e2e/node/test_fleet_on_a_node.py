@@ -209,8 +209,8 @@ async def test_a_killed_router_takes_its_own_streams_with_it_and_comes_back_to_t
         await until("both carry streams", lambda: {doors[victim], doors[other]} <= {s.door for s in traffic.under_way})
         await asyncio.sleep(3.0)
         carried = [s for s in traffic.under_way if s.door == doors[victim]]
-        killed_at = time.monotonic()
         await fleet.kill(victim, "router")
+        killed_at = time.monotonic()
         await until("it was started again", lambda: fleet.lives[victim].restarts == 1)
         await until("its streams have ended", lambda: all(s.end is not End.UNDER_WAY for s in carried), 10)
         back_at = await until(
@@ -243,8 +243,8 @@ async def test_a_killed_engine_takes_its_own_streams_with_it_and_comes_back_to_i
         # Requests that one instance can take are all placed on one.
         victim = fleet.lives[Counter(s.instance for s in traffic.under_way).most_common(1)[0][0]]
         carried = [s for s in traffic.under_way if s.instance == victim.name]
-        killed_at = time.monotonic()
         await fleet.kill(victim.name, "engine")
+        killed_at = time.monotonic()
         await until("it was started again", lambda: fleet.lives[victim.name].restarts == 1)
         await fleet.has(chat=2)
         traffic.flow("chat", BUSY)
