@@ -34,10 +34,10 @@ check: $(DEV)  ## style, types, arrows between the rooms, generated files
 	git diff --exit-code -- docs crds charts
 
 e2e: $(DEV)  ## the operator on a real Kubernetes with fake nodes, built from source (the first time takes ten minutes)
-	$(BIN)/python -m pytest e2e --ignore=e2e/node
+	$(BIN)/python -m pytest e2e --ignore=e2e/node $(STORIES)
 
 e2e-node: $(DEV)  ## on a real kubelet and containerd, with the image that Dockerfile says (needs root)
-	$(BIN)/python -m pytest e2e/node
+	$(BIN)/python -m pytest e2e/node $(STORIES)
 
 bench: $(RUN)  ## the router's own cost
 	$(BIN)/multislo bench placement
