@@ -12,9 +12,6 @@
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
-  resources: [deployments/scale]
-  verbs: [get, patch]
-- apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch]
 # Their pods: gates, drains, the move from tier to tier; delete is for the one that makes room in a roll-out.
@@ -43,5 +40,5 @@
   verbs: [create]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}

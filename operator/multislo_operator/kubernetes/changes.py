@@ -57,7 +57,7 @@ class SetServing:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Replicas of a Deployment, through its scale subresource. `seen_version`: the resourceVersion that the count rests on; where the
+    """Replicas of a Deployment, apart from all else of it. `seen_version`: the resourceVersion that the count rests on; where the
     Deployment has moved on, the change is refused (409) and planned again."""
 
     deployment: str

@@ -57,7 +57,7 @@ def selected(manifest: MultiSLOServing, tier: str | None) -> dict[str, str]:
 def engine_deployment(
     manifest: MultiSLOServing, profile: Profile, context: Context, tier: str | None
 ) -> dict[str, Any]:
-    """Without replicas: they are scaling's, through the scale subresource. Raises `Unbuildable` for an impossible podTemplate."""
+    """Without replicas: they are scaling's, in a patch of their own. Raises `Unbuildable` for an impossible podTemplate."""
     template, problems = overlaid(engine_template(manifest, profile, context, tier), manifest.spec.engine.pod_template)
     if problems:
         raise Unbuildable(problems)
