@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from multislo_perf.profile import load_profile
 from multislo_sim.cli import simulate
 from multislo_sim.contenders import CONTENDERS, contender_named
+from multislo_sim.experiments.goodput import goodput_report
 from multislo_sim.goodput import Arena, goodput, highest
-from multislo_sim.report import goodput_report
 from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, play
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
 

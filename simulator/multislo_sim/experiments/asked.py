@@ -1,0 +1,142 @@
+"""The options that every experiment has, and what they come to. An experiment's command is a function of an `Asked` under `@experiment`."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from multislo_perf.profile import Profile, ProfileInvalid, load_profile
+from multislo_sim.trial import Window
+from multislo_sim.workloads.request import Request
+from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths
+from multislo_sim.workloads.traces import TraceInvalid, read_trace
+
+SHAPED_REQUESTS = 20_000
+INSTANCES_MIN = 4
+"""One for each of the four SLO classes."""
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+QUICK = Window(20.0, 20.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an experiment is asked for."""
+
+    profile: Profile
+    lengths: tuple[Request, ...]
+    workload: str
+    """The trace's file name or the shape's name."""
+    policies: tuple[str, ...]
+    instances: int
+    seeds: tuple[int, ...]
+    quick: bool
+    jobs: int
+    as_json: bool
+    png: Path | None
+
+    @property
+    def window(self) -> Window:
+        return QUICK if self.quick else Window()
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says of how it came about."""
+        return {
+            "workload": self.workload,
+            "instances": self.instances,
+            "profile": self.profile.name,
+            "seeds": list(self.seeds),
+            "warmup_s": self.window.warmup_s,
+            "measured_s": self.window.measured_s,
+            "quick": self.quick,
+        }
+
+
+def workload_options(command: Command) -> Command:
+    """`--trace`, `--workload` and `--profile`: for `lengths_asked`."""
+    for option in (
+        click.option("--profile", "profile_name", default="llama-3.1-8b-h200-tp1", show_default=True),
+        click.option("--workload", type=click.Choice(sorted(SHAPES)), help="A built-in shape instead of a trace."),
+        click.option(
+            "--trace", type=click.Path(path_type=Path), help="Azure CSV or Mooncake JSONL; its lengths are used."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def lengths_asked(profile_name: str, trace: Path | None, workload: str | None) -> tuple[Profile, list[Request]]:
+    if (trace is None) == (workload is None):
+        raise click.UsageError("give either --trace or --workload")
+    try:
+        profile = load_profile(profile_name)
+        if trace is not None:
+            return profile, read_trace(trace)
+        return profile, shaped_lengths(shape_named(workload or ""), SHAPED_REQUESTS, 1)
+    except (ProfileInvalid, TraceInvalid) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def experiment(
+    known: Sequence[str], policies: Sequence[str] | None = None, instances: int = 20
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options that all experiments have and calls it with an `Asked` and whatever options it adds itself.
+
+    `known` are the names that `--policies` takes, `policies` those that are run where it is not given (None: all).
+    """
+    usual = tuple(known if policies is None else policies)
+    said = "all" if policies is None else ",".join(usual)
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def asked(**given: Any) -> None:
+            trace, workload = given.pop("trace"), given.pop("workload")
+            profile, lengths = lengths_asked(given.pop("profile_name"), trace, workload)
+            command(
+                Asked(
+                    profile,
+                    tuple(lengths),
+                    trace.name if trace is not None else workload,
+                    _named(given.pop("policies"), known, usual),
+                    given.pop("instances"),
+                    tuple(range(1, given.pop("seeds") + 1)),
+                    given.pop("quick"),
+                    given.pop("jobs"),
+                    given.pop("as_json"),
+                    given.pop("png"),
+                ),
+                **given,
+            )
+
+        options = (
+            click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Write a plot there, too."),
+            click.option("--json", "as_json", is_flag=True),
+            click.option(
+                "--jobs", type=click.IntRange(min=1), default=os.cpu_count, help="Processes; default: one a CPU."
+            ),
+            click.option(
+                "--quick",
+                is_flag=True,
+                help="Coarser: 20 s of warm-up and 20 s measured; so short a window flatters.",
+            ),
+            click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many."),
+            click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=instances, show_default=True),
+            click.option("--policies", help=f"Names, separated by commas; default: {said}."),
+        )
+        for option in options:
+            asked = option(asked)
+        return workload_options(asked)
+
+    return wrap
+
+
+def _named(given: str | None, known: Sequence[str], usual: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(given.split(",")) if given else usual
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"--policies: {name!r} is none of {', '.join(known)}")
+    return names

@@ -1,0 +1,98 @@
+"""`multislo simulate goodput`: every contender's goodput beside the others and the fluid bound."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from multislo_sim.contenders import CONTENDERS
+from multislo_sim.experiments.asked import Asked, experiment
+from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
+from multislo_sim.goodput import LEVELS, Arena, Goodput, bounds
+from multislo_sim.goodput import goodput as goodput_of
+from multislo_sim.trial import classed
+
+KEYS = {0.90: "p90", 0.99: "p99"}
+OURS, OURS_STOCK = "multislo", "multislo_stock"
+
+
+@click.command()
+@experiment([contender.name for contender in CONTENDERS])
+def goodput(asked: Asked) -> None:
+    """The rate at which 90 % and 99 % of requests meet every deadline, by policy: 20 instances, co-located, PolyServe's SLO classes,
+    no rejection, 100 s of warm-up and 80 s measured; against the fluid bound.
+
+    Example: multislo simulate goodput --trace azure.csv --quick
+    """
+    arena = Arena(
+        asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, 0.04 if asked.quick else 0.01
+    )
+    found = run_each(goodput_of, {name: (arena, name) for name in asked.policies}, asked.jobs)
+    report = {**asked.facts(), **goodput_report(arena, found)}
+    show(asked, report, goodput_tables(report), lambda figure: goodput_figure(figure, report))
+
+
+def goodput_report(arena: Arena, found: Mapping[str, Goodput]) -> dict[str, Any]:
+    """The machine-readable answer. A ratio to nothing (a rival that attains 0, or was not run) is null."""
+    ceilings = bounds(arena)
+    kept, left_out = classed(arena.lengths, arena.profile, arena.seeds[0])
+    report: dict[str, Any] = {
+        "instances": arena.instances,
+        "requests": len(kept),
+        "requests_left_out": left_out,
+        "bound_rps": {KEYS[level]: round(ceilings[level], 3) for level in LEVELS},
+        "policies": {
+            name: {f"{KEYS[level]}_rps": round(of.rates[level], 3) for level in LEVELS} for name, of in found.items()
+        },
+    }
+    for key, ours in (("", OURS), ("stock_", OURS_STOCK)):
+        if ours in found:
+            report[f"{key}ratio"] = {KEYS[level]: _ratios(found, found[ours].rates[level], level) for level in LEVELS}
+            report[f"{key}share_of_bound"] = {
+                KEYS[level]: round(found[ours].rates[level] / ceilings[level], 4) for level in LEVELS
+            }
+    return report
+
+
+def _ratios(found: Mapping[str, Goodput], ours: float, level: float) -> dict[str, float | None]:
+    def best(*groups: str) -> float | None:
+        rates = [found[c.name].rates[level] for c in CONTENDERS if c.group in groups and c.name in found]
+        return round(ours / max(rates), 4) if rates and max(rates) > 0.0 else None
+
+    return {"best_naive": best("naive"), "polyserve": best("polyserve"), "best_rival": best("rival", "polyserve")}
+
+
+def goodput_tables(report: Mapping[str, Any]) -> list[Table]:
+    bound = report["bound_rps"]
+    rows = [
+        (name, *(f"{rates[f'{key}_rps']:.1f}" for key in bound), *(rates[f"{key}_rps"] / bound[key] for key in bound))
+        for name, rates in report["policies"].items()
+    ]
+    rows.append(("fluid bound", *(f"{bound[key]:.1f}" for key in bound), 1.0, 1.0))
+    title = f"req/s in time, {report['instances']} instances"
+    tables = [table_of(title, ("policy", "90 %", "99 %", "of bound", ""), rows)]
+    for key, title in (("", "multislo, SLO-aware engines"), ("stock_", "multislo, stock engines")):
+        if f"{key}ratio" in report:
+            ratios = report[f"{key}ratio"]
+            against = [(name, ratios["p90"][name], ratios["p99"][name]) for name in ratios["p90"]]
+            tables.append(table_of(title, ("against", "90 %", "99 %"), against))
+    return tables
+
+
+def goodput_figure(figure: Figure, report: Mapping[str, Any]) -> None:
+    """A pair of bars a policy, the bound as lines."""
+    axes = figure.subplots()
+    names = list(report["policies"])
+    for place, (key, label) in enumerate((("p90", "90 % in time"), ("p99", "99 % in time"))):
+        rates = [report["policies"][name][f"{key}_rps"] for name in names]
+        positions = [index + 0.4 * (place - 0.5) for index in range(len(names))]
+        bars = axes.bar(positions, rates, 0.4, label=label, color=COLOURS[place])
+        axes.bar_label(bars, [f"{rate:.0f}" for rate in rates], fontsize=7)
+        axes.axhline(report["bound_rps"][key], color=COLOURS[place], linestyle=":", label=f"fluid bound, {label[:4]}")
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_ylabel("requests a second")
+    axes.set_ylim(0.0, 1.25 * max(report["bound_rps"].values()))
+    axes.set_title(f"Goodput on {report['instances']} instances")
+    axes.legend(ncols=2, loc="upper center", fontsize=8)
