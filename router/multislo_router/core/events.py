@@ -41,6 +41,8 @@ class InstanceSpec:
     """`max_num_batched_tokens` that its server was started with; None: its tier's."""
     epoch: int = 0
     """Changes when the server restarts under the same id: its cache and queues are empty then."""
+    scheduler: Scheduler | None = None
+    """How its engine schedules, where that is not how the fleet's do (half of a fleet may have been moved to another engine)."""
 
 
 @dataclass(slots=True)

@@ -64,6 +64,7 @@ class Instance:
         "prefill_share_at",
         "prefills",
         "refreshed_at",
+        "scheduler",
         "spec",
         "steady_s",
         "tier",
@@ -90,6 +91,7 @@ class Instance:
         self.latency = latency
         self.limits = limits
         self.batch_tokens = spec.batch_tokens or (tier.config.batch_tokens if tier else limits.warm_batch_tokens)
+        self.scheduler = spec.scheduler or limits.scheduler
         self.failed = False
         self.calibration = 1.0
         self.prefills: dict[int, Request] = {}
@@ -166,7 +168,7 @@ class Instance:
         self.prefills[request.id] = request
         self.prefill_share_now(now)
         self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
-        if self.limits.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
+        if self.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
             self._order_prefills()
         if not request.lost:
             self._count_tpot(request.tpot_s)
@@ -211,7 +213,7 @@ class Instance:
     def _order_prefills(self) -> None:
         # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
         begun = next(iter(self.prefills.values()))
-        preempts = self.limits.scheduler is Scheduler.SLO_AWARE
+        preempts = self.scheduler is Scheduler.SLO_AWARE
         self.prefills = {
             r.id: r for r in sorted(self.prefills.values(), key=lambda r: (not preempts and r is not begun, r.due))
         }

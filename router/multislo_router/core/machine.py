@@ -168,7 +168,7 @@ class RouterCore:
         instance.measure_load(now)
         self._reindex(instance)
         priority = None
-        if instance.limits.scheduler is e.Scheduler.PRIORITY:
+        if instance.scheduler is e.Scheduler.PRIORITY:
             # Milliseconds of the deadline; what is late goes behind everything that is not.
             priority = int(request.due * 1000.0) + (1_000_000_000 if request.lost else 0)
         return d.Place(

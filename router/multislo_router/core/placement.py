@@ -35,7 +35,7 @@ class Homes(NamedTuple):
     tiers: list[Ladder]
     warm: Ladder
     scheduler: Scheduler = Scheduler.FCFS
-    """Of every engine."""
+    """Of the engines, where an instance does not say otherwise."""
 
 
 class Choice(NamedTuple):
@@ -98,7 +98,7 @@ def _first_with_room(
             continue
         if found.own_s >= 0.0 and found.harm_s >= 0.0:
             return Choice(found, kind_on(instance, request))
-        if instance.limits.scheduler is Scheduler.SLO_AWARE and (best is None or found.least_s > best.least_s):
+        if instance.scheduler is Scheduler.SLO_AWARE and (best is None or found.least_s > best.least_s):
             best = found
     if best is None or best.least_s < -short_share * (request.due - request.arrived):
         return None

@@ -77,7 +77,7 @@ def load_with(instance: Instance, request: Request, now: float) -> float:
 def overloaded(instance: Instance, load: float) -> bool:
     """Whether that load is more than a stock engine may reach. Of an engine that plans by deadlines the room test sees the work that
     is due, and its decodes live on slack: a cap on its moving mean keeps out what has room."""
-    return load > LOAD_MAX and instance.limits.scheduler is not Scheduler.SLO_AWARE
+    return load > LOAD_MAX and instance.scheduler is not Scheduler.SLO_AWARE
 
 
 def fits(instance: Instance, request: Request) -> bool:
@@ -99,7 +99,7 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
     if now - instance.refreshed_at > STALE_S:
         instance.refresh(now)
         instance.touched.append(instance)
-    if instance.limits.scheduler is Scheduler.SLO_AWARE:
+    if instance.scheduler is Scheduler.SLO_AWARE:
         return _room_by_demand(instance, request, now)
     return _room_in_stock_queue(instance, request, now)
 
@@ -171,7 +171,7 @@ def _backlog(
 ) -> tuple[float, float, float]:
     """(seconds of prefills queued in the engine, of those before the request, the least margin of those behind it)."""
     factor = instance.calibration
-    by_due = instance.limits.scheduler is Scheduler.PRIORITY
+    by_due = instance.scheduler is Scheduler.PRIORITY
     undone = 1.0 - instance.head_progress(now)
     backlog = 0.5 * token_s * instance.batch_tokens if not by_due else 0.0
     ahead = -1.0
