@@ -1,14 +1,18 @@
-"""A fleet in simulated time: the production `RouterCore` before as many engine models as the scenario names. Jumps from event to event.
-Belief and truth are two objects: the core has its own latency model and sees tokens when they arrive; output lengths and the true
-latency are the engines' alone."""
+"""A fleet in simulated time: the production `RouterCore` before as many engine models as the scenario names, or as its scaler keeps.
+Jumps from event to event. Belief and truth are two objects: the core has its own latency model and sees tokens when they arrive; output
+lengths and the true latency are the engines' alone."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
+from random import Random
 
-from multislo_engine.model import EngineConfig, EngineModel, EngineRequest
+from multislo_engine.model import EngineConfig, EngineModel, EngineRequest, Iteration
 from multislo_engine.planners import Planner, planner_named
+from multislo_operator.decide import plan as p
+from multislo_operator.decide.fleet import InstanceState
 from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
@@ -16,6 +20,9 @@ from multislo_router.core.config import CoreConfig
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import OfferBy, PlaceBy, offered
 from multislo_router.core.request import Stage
+from multislo_sim.lives import Life
+from multislo_sim.scaling import Scaler
+from multislo_sim.scaling.observed import fleet_observed
 from multislo_sim.workloads.request import Request
 
 _PLANNERS = {e.Scheduler.FCFS: "fcfs", e.Scheduler.PRIORITY: "priority", e.Scheduler.SLO_AWARE: "slo-aware"}
@@ -34,6 +41,17 @@ class Scenario:
     """Of every engine; None: the one that goes with the core's scheduler."""
     batch_tokens: Mapping[int, int] = field(default_factory=dict)
     """Token budgets of single instances, by number, where they are not their tier's."""
+    truths: Mapping[int, LatencyModel] = field(default_factory=dict)
+    """Of instances that are slower or faster than the others, by number."""
+    schedulers: Mapping[int, e.Scheduler] = field(default_factory=dict)
+    """Of instances whose engines schedule otherwise than the core's configuration says, by number."""
+    report_delay_s: float = 0.0
+    """What an engine yields reaches the router so much later than its client."""
+    scaler: Scaler | None = None
+    startup_s: tuple[float, float] = (60.0, 150.0)
+    """An instance that the scaler starts serves after a time between these."""
+    seed: int = 1
+    """Of the start-up times."""
     check_every_event: bool = False
 
 
@@ -65,11 +83,12 @@ class Outcome:
     events: int = 0
     iterations: int = 0
     preemptions: int = 0
-    busy: list[float] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
 
 
 Watch = Callable[["SimulatedFleet"], bool]
-_WATCH = -2
+_CORE, _WATCH, _REPORT, _SCALE, _READY = -1, -2, -3, -4, -5
+"""What a heap entry is where it is no engine's iteration; `_READY` less its number: an instance serves from now on."""
 _UNSERVED = (Stage.HELD, Stage.PREFILL)
 
 
@@ -80,30 +99,23 @@ class SimulatedFleet:
         self.scenario = scenario
         config = scenario.core
         self.core = RouterCore(config, scenario.place_by, scenario.offer_by)
-        tiers = {tier.name: tier for tier in config.tiers}
-        self.names = [f"i{index}" for index in range(len(scenario.homes))]
-        self.index = {name: index for index, name in enumerate(self.names)}
-        limits = config.engine
-        self.engines = [
-            EngineModel(
-                scenario.truth,
-                EngineConfig(
-                    kv_tokens_max=limits.kv_tokens_max,
-                    batch_tokens=scenario.batch_tokens.get(index)
-                    or (tiers[home].batch_tokens if home else limits.warm_batch_tokens),
-                    seqs_max=limits.seqs_max,
-                ),
-                scenario.planner or planner_named(_PLANNERS[limits.scheduler], config.latency),
-            )
-            for index, home in enumerate(scenario.homes)
-        ]
+        self._batch_tokens = {tier.name: tier.batch_tokens for tier in config.tiers}
+        self._dice = Random(scenario.seed)
+        self.lives: list[Life] = []
+        self.index: dict[str, int] = {}
+        """An instance's number by its name; engines and lives are in the order of their numbers, and stay when they are over."""
+        self.engines: list[EngineModel] = []
+        for home in scenario.homes:
+            self._begin_life(home, 0.0, 0.0)
         self.records = [
             Record(request, request.tier or config.default_tier) for request in sorted(requests, key=lambda r: r.at_s)
         ]
         self.ended_late: list[int] = []
         """Numbers of the records that ended with a deadline missed."""
         self._heap: list[tuple[float, int, int]] = []
-        """(time, order, what): what >= 0 an engine's iteration ends, else the core's own clock or `_WATCH`."""
+        """(time, order, what): what >= 0 an engine's iteration ends, else one of the names above."""
+        self._reports: deque[tuple[int, Iteration]] = deque()
+        """What engines have yielded and the router has not heard of; all are late by the same time, so the first is the next."""
         self._order = 0
         self.now = 0.0
 
@@ -111,11 +123,9 @@ class SimulatedFleet:
         """Play all arrivals and whatever follows from them, at most until `until`, or until `watch`, asked now and then, says enough."""
         if watch is not None:
             self._push(watch_every_s, _WATCH)
-        specs = [
-            e.InstanceSpec(name, home, e.InstanceState.READY, self.scenario.batch_tokens.get(index))
-            for index, (name, home) in enumerate(zip(self.names, self.scenario.homes, strict=True))
-        ]
-        self._carry_out(self.core.handle(e.FleetChanged(0.0, specs)))
+        if self.scenario.scaler is not None:
+            self._push(0.0, _SCALE)
+        self._tell_fleet()
         arrivals = 0
         heap = self._heap
         events = 0
@@ -132,6 +142,14 @@ class SimulatedFleet:
                         break
                     self._push(self.now + watch_every_s, _WATCH)
                     continue
+                elif what == _REPORT:
+                    self._told(*self._reports.popleft())
+                elif what == _SCALE:
+                    if arrivals == len(self.records) and not self.core.requests:
+                        break
+                    self._scale()
+                elif what <= _READY:
+                    self._serves(_READY - what)
                 elif self.core.wake_at is not None and self.core.wake_at <= self.now:
                     self._carry_out(self.core.handle(e.Tick(self.now)))
             elif at < inf:
@@ -152,6 +170,7 @@ class SimulatedFleet:
             events,
             sum(engine.iterations for engine in self.engines),
             sum(engine.preemptions for engine in self.engines),
+            self.lives,
         )
 
     def late_now(self) -> set[int]:
@@ -164,7 +183,7 @@ class SimulatedFleet:
     def backlog_s(self) -> float:
         """Seconds of prefill work for each instance that have not yielded a first token."""
         work_s = sum([r.prefill_work_s for r in self.core.requests.values() if r.stage in _UNSERVED])
-        return work_s / len(self.engines)
+        return work_s / max(1, sum(life.state is not InstanceState.STARTING and not life.gone for life in self.lives))
 
     def _arrive(self, number: int) -> None:
         request = self.records[number].request
@@ -199,7 +218,7 @@ class SimulatedFleet:
                 record.refused = decision.cause
         wake_at = self.core.wake_at
         if wake_at is not None:
-            self._push(wake_at if wake_at > self.now else self.now, -1)
+            self._push(wake_at if wake_at > self.now else self.now, _CORE)
 
     def _wake_engine(self, index: int) -> None:
         at = self.engines[index].next_at()
@@ -215,18 +234,12 @@ class SimulatedFleet:
         due = engine.next_at()
         if due is None or due > self.now:
             return  # an entry that a later submission has made stale
-        core = self.core
         now = self.now
         seen = engine.end_iteration()
-        if seen.decoded:
-            core.handle(e.IterationSeen(now, self.names[index], seen.left_out))
         for id, token, _, _ in seen.prefilled:
             if token == 0:
                 record = self.records[id]
                 record.first_token_s = now - record.request.at_s
-            made = core.handle(e.TokensReceived(now, id, 1))
-            if made:
-                self._carry_out(made)
         for id, tokens, late in seen.ended:
             record = self.records[id]
             record.tokens = tokens
@@ -234,13 +247,111 @@ class SimulatedFleet:
             record.finished_at = now
             if late:
                 self.ended_late.append(id)
+        delay_s = self.scenario.report_delay_s
+        if delay_s > 0.0:
+            self._reports.append((index, seen))
+            self._push(now + delay_s, _REPORT)
+        else:
+            self._told(index, seen)
+        self._wake_engine(index)
+
+    def _told(self, index: int, seen: Iteration) -> None:
+        """The router hears of an iteration."""
+        core = self.core
+        now = self.now
+        if seen.decoded:
+            core.handle(e.IterationSeen(now, self.lives[index].name, seen.left_out))
+        for id, _, _, _ in seen.prefilled:
+            made = core.handle(e.TokensReceived(now, id, 1))
+            if made:
+                self._carry_out(made)
+        for id, _, _ in seen.ended:
             made = core.handle(e.RequestEnded(now, id, e.Outcome.COMPLETED))
             if made:
                 self._carry_out(made)
         wake_at = core.wake_at
         if wake_at is not None and (not self._heap or wake_at < self._heap[0][0]):
-            self._push(wake_at if wake_at > now else now, -1)
-        self._wake_engine(index)
+            self._push(wake_at if wake_at > now else now, _CORE)
+
+    # -- a fleet that changes ------------------------------------------------------------------------------------------
+
+    def _begin_life(self, tier: str | None, started_at: float, ready_at: float) -> int:
+        scenario = self.scenario
+        limits = scenario.core.engine
+        index = len(self.lives)
+        own = self._batch_tokens[tier] if tier else limits.warm_batch_tokens
+        config = EngineConfig(limits.kv_tokens_max, scenario.batch_tokens.get(index) or own, limits.seqs_max)
+        planner = scenario.planner
+        if planner is None or index in scenario.schedulers:
+            scheduler = scenario.schedulers.get(index, limits.scheduler)
+            planner = planner_named(_PLANNERS[scheduler], scenario.core.latency)
+        state = InstanceState.READY if ready_at <= started_at else InstanceState.STARTING
+        self.engines.append(EngineModel(scenario.truths.get(index, scenario.truth), config, planner))
+        self.lives.append(Life(f"i{index}", tier, started_at, ready_at, state=state, since=started_at))
+        self.index[f"i{index}"] = index
+        return index
+
+    def _tell_fleet(self) -> None:
+        specs = [
+            e.InstanceSpec(
+                life.name,
+                life.tier,
+                e.InstanceState(life.state.value),
+                self.engines[index].config.batch_tokens,
+                scheduler=self.scenario.schedulers.get(index),
+            )
+            for index, life in enumerate(self.lives)
+            if not life.gone
+        ]
+        self._carry_out(self.core.handle(e.FleetChanged(self.now, specs)))
+
+    def _serves(self, index: int) -> None:
+        """Its start-up is over, unless it was stopped before."""
+        life = self.lives[index]
+        if life.state is InstanceState.STARTING and not life.gone:
+            life.state = InstanceState.READY
+            life.since = self.now
+            self._tell_fleet()
+
+    def _scale(self) -> None:
+        scaler = self.scenario.scaler
+        assert scaler is not None
+        status = self.core.status(self.now)
+        observed = fleet_observed(self.lives, self.engines, self.core.config.engine.scheduler, status, self.now)
+        actions = scaler.actions(self.now, observed, status)
+        for action in actions:
+            self._do(action)
+        if actions:
+            self._tell_fleet()
+        self._push(self.now + scaler.every_s, _SCALE)
+
+    def _do(self, action: p.Action) -> None:
+        now = self.now
+        if isinstance(action, p.Start):
+            ready_at = now + self._dice.uniform(*self.scenario.startup_s)
+            self._push(ready_at, _READY - self._begin_life(action.tier, now, ready_at))
+            return
+        index = self.index[action.instance]
+        life = self.lives[index]
+        life.since = now
+        if isinstance(action, p.Drain):
+            life.state = InstanceState.DRAINING
+        elif isinstance(action, p.CallOffDrain):
+            life.state = InstanceState.READY
+        elif isinstance(action, p.Convert):
+            life.tier = action.tier
+        else:
+            life.stopped_at = now
+            self._kill(index)
+
+    def _kill(self, index: int) -> None:
+        """What still runs on a stopped instance fails."""
+        engine = self.engines[index]
+        for id in [
+            r.id for r in self.core.requests.values() if r.instance is not None and r.instance.id == f"i{index}"
+        ]:
+            engine.abort(self.now, id)
+            self._carry_out(self.core.handle(e.RequestEnded(self.now, id, e.Outcome.ENGINE_FAILED)))
 
 
 def attainment(records: Sequence[Record], start_s: float, end_s: float) -> dict[str, float]:
