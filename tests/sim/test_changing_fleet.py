@@ -98,7 +98,7 @@ def test_an_instance_stopped_while_it_starts_never_serves():
 
 
 def test_the_router_learns_that_an_instance_is_slow():
-    outcome = run(20.0, truths={1: _slower(2.0)})
+    outcome = run(20.0, truths={1: LAW.slower(2.0)})
 
     assert outcome.core.instances["i1"].calibration > 1.3
     assert outcome.core.instances["i0"].calibration == pytest.approx(1.0, abs=0.15)
@@ -120,7 +120,3 @@ def test_half_of_the_engines_may_be_stock():
     assert outcome.core.instances["i0"].scheduler is Scheduler.SLO_AWARE
     assert {record.instance for record in outcome.records} == {0, 1}
     assert all(record.finished_at < inf for record in outcome.records)
-
-
-def _slower(factor: float) -> LatencyModel:
-    return LatencyModel(*(factor * getattr(LAW, name) for name in LatencyModel.__slots__))
