@@ -20,7 +20,7 @@ from multislo_router.core.config import CoreConfig
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import OfferBy, PlaceBy, offered
 from multislo_router.core.request import Stage
-from multislo_sim.lives import Life
+from multislo_sim.lives import Life, instance_seconds
 from multislo_sim.scaling import Scaler
 from multislo_sim.scaling.observed import fleet_observed
 from multislo_sim.workloads.request import Request
@@ -184,6 +184,10 @@ class SimulatedFleet:
         """Seconds of prefill work for each instance that have not yielded a first token."""
         work_s = sum([r.prefill_work_s for r in self.core.requests.values() if r.stage in _UNSERVED])
         return work_s / max(1, sum(life.state is not InstanceState.STARTING and not life.gone for life in self.lives))
+
+    def instance_seconds(self, from_s: float, to_s: float) -> float:
+        """Seconds of accelerators held between two instants."""
+        return instance_seconds(self.lives, from_s, to_s)
 
     def _arrive(self, number: int) -> None:
         request = self.records[number].request
