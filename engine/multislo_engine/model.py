@@ -54,6 +54,8 @@ class EngineRequest:
     tpot_s: float = inf
     cached_tokens: int = 0
     """Of the prompt, found in the prefix cache; they still take KV blocks of their own."""
+    prefilled: bool = False
+    """Its prompt was computed elsewhere, all but the last token, and the KV comes with it: it is among the decodes from the start."""
 
 
 class EngineToken(NamedTuple):
@@ -82,7 +84,7 @@ class Iteration:
     decoded: int
     """How many decodes got a token."""
     left_out: list[int] = field(default_factory=list)
-    """Ids of those past their first token that got none: left out by the planner, or preempted."""
+    """Ids of those past their prefill that got none: left out by the planner, preempted, or not yet let in."""
     prefilled: list[EngineToken] = field(default_factory=list)
     ended: list[EngineEnd] = field(default_factory=list)
 
@@ -120,7 +122,7 @@ class EngineModel:
         self._plan = Plan([])
         self._ends = inf
         self._due_least = inf  # no decode's next token is due before
-        self._preempted: list[int] = []  # ids of those that must prefill again, before they decode on
+        self._apart: list[int] = []  # ids of those past their prefill that wait: preempted, or come with their KV
         self._aborting: list[Job] = []
         self._sequence = 0
         self._admissions = 0
@@ -172,7 +174,11 @@ class EngineModel:
             tpot_s=request.tpot_s,
             # The last prompt token is always computed: it yields the first output token.
             context=max(0, min(request.cached_tokens, request.prompt_tokens - 1)),
+            prefilled=request.prefilled,
         )
+        if job.prefilled:
+            job.context = job.prompt_tokens - 1
+            self._apart.append(job.id)
         self._sequence += 1
         self._jobs[job.id] = job
         self._wait(job)
@@ -219,6 +225,8 @@ class EngineModel:
             self._plan = Plan([])
             return
         view.admitting = True
+        if self._apart:
+            self._let_in()
         if view.decodes.jobs:
             self._extend()
         plan, grown = self._fitting_plan(now)
@@ -274,8 +282,8 @@ class EngineModel:
             self._complete_decodes(plan, made, tokens)
         elif self._view.decodes.jobs:
             made.left_out = [job.id for job in self._view.decodes.jobs]
-        if self._preempted and count:
-            made.left_out.extend(self._preempted)
+        if self._apart and count:
+            made.left_out.extend(self._apart)
         if self._aborting:
             self._drop_aborted()
         self.decode_tokens += made.decoded
@@ -329,17 +337,38 @@ class EngineModel:
         index = job.produced
         job.produced = index + 1
         self.output_tokens += 1
-        if index:
-            self._preempted.remove(job.id)
+        if job.id in self._apart:
+            self._apart.remove(job.id)
         finished = job.produced == job.output_tokens
         made.prefilled.append(EngineToken(job.id, index, at, finished))
         if finished:
             made.ended.append(EngineEnd(job.id, job.produced, job.late))
             self._free(job)
             return
+        self._decode(job)
+
+    def _decode(self, job: Job) -> None:
+        view = self._view
         view.decodes.add(job)
         view.decode_kv_tokens += job.tokens
         self._due_least = min(self._due_least, job.due_s)
+
+    def _let_in(self) -> None:
+        """Who waits with his prompt's KV decodes from this iteration on, where there are blocks and seats; he passes nobody who waits to
+        prefill."""
+        view = self._view
+        free = view.blocks_free - view.blocks_promised()
+        while view.waiting and self.running < self.config.seqs_max:
+            job = view.waiting[0]
+            free -= view.blocks(job.tokens)
+            if not job.prefilled or not job.context or free < 0:
+                break
+            self._admit(job)
+            view.prefills.remove(job)
+            job.blocks = view.blocks(job.context)
+            view.blocks_free -= job.blocks
+            self._apart.remove(job.id)
+            self._decode(job)
 
     def _extend(self) -> None:
         """One more block for each decode whose last one is full, the longest admitted first; the planner's victims
@@ -371,8 +400,8 @@ class EngineModel:
         job.blocks = 0
         job.context = 0
         job.admitted = -1
-        if job.produced and job.id not in self._preempted:
-            self._preempted.append(job.id)
+        if (job.produced or job.prefilled) and job.id not in self._apart:
+            self._apart.append(job.id)
         self._wait(job)
 
     def _drop_aborted(self) -> None:
@@ -393,8 +422,8 @@ class EngineModel:
     def _free(self, job: Job) -> None:
         self._view.blocks_free += job.blocks
         job.blocks = 0
-        if job.id in self._preempted:
-            self._preempted.remove(job.id)
+        if job.id in self._apart:
+            self._apart.remove(job.id)
         del self._jobs[job.id]
 
     def _admit(self, job: Job) -> None:
@@ -428,8 +457,8 @@ class EngineModel:
         assert view.decode_kv_tokens == decodes.kv_tokens(None), "KV of the decodes is miscounted"
         assert all(0 <= job.produced < job.output_tokens for job in self._jobs.values()), "a finished job is kept"
         assert all(job.prefill_tokens > 0 for job in view.prefills), "a complete prefill is kept"
-        again = [job.id for job in (*view.waiting, *view.prefills) if job.produced]
-        assert sorted(self._preempted) == sorted(again), "a preempted job is forgotten"
+        apart = [job.id for job in (*view.waiting, *view.prefills) if job.produced or job.prefilled]
+        assert sorted(self._apart) == sorted(apart), "a preempted job is forgotten"
         for slot, job in enumerate(decodes):
             assert job.slot == slot, "a decode is not in its slot"
             assert decodes.tokens_of(job) - job.prompt_tokens < job.output_tokens, "a finished decode is kept"

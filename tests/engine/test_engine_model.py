@@ -67,7 +67,9 @@ def play(asks: list[tuple], shape: tuple[str, int, int, int]) -> tuple[EngineMod
     now = 0.0
     for id, (gap_s, prompt, output, priority, (ttft_s, tpot_s), abort_s) in enumerate(asks):
         now += gap_s
-        events.append((now, id, EngineRequest(id, prompt, output, priority, now + ttft_s, tpot_s)))
+        prefilled = id % 3 == 2  # one in three comes with the KV of its prompt
+        request = EngineRequest(id, prompt, output, priority, now + ttft_s, tpot_s, prefilled=prefilled)
+        events.append((now, id, request))
         if abort_s is not None:
             events.append((now + abort_s, id, None))
     tokens: list[EngineToken] = []
@@ -147,6 +149,34 @@ def test_a_cached_prefix_is_not_prefilled_again() -> None:
     assert run_out(warm)[0].at == pytest.approx(LAW.iteration_s(500, 1500, 0, 0))
     assert run_out(cold)[0].at == pytest.approx(LAW.iteration_s(2000, 0, 0, 0))
     assert warm.prefill_tokens == 500
+
+
+def test_a_request_that_comes_with_the_kv_of_its_prompt_decodes_from_the_next_iteration_on() -> None:
+    model = engine()
+    model.submit(0.0, EngineRequest(1, prompt_tokens=1001, output_tokens=3, prefilled=True))
+    begun_s = LAW.iteration_s(0, 0, 1, 1001)
+    model.submit(begun_s / 2, EngineRequest(2, prompt_tokens=501, output_tokens=1, prefilled=True))
+
+    first = model.end_iteration()
+    second = model.end_iteration()
+
+    assert (first.at, first.decoded, first.left_out) == (pytest.approx(begun_s), 1, [2])
+    assert second.at == pytest.approx(begun_s + LAW.iteration_s(0, 0, 2, 1002 + 501))
+    assert (second.decoded, [end.id for end in second.ended]) == (2, [2])
+    assert model.prefill_tokens == 0
+
+
+def test_a_request_with_its_kv_waits_for_memory_and_who_loses_it_prefills_again() -> None:
+    model = engine(kv_tokens=640)  # 40 blocks; each needs 33 in the end
+    model.submit(0.0, EngineRequest(1, prompt_tokens=301, output_tokens=220, prefilled=True))
+    model.submit(0.0, EngineRequest(2, prompt_tokens=301, output_tokens=220, prefilled=True))
+    model.submit(0.0, EngineRequest(3, prompt_tokens=301, output_tokens=2, prefilled=True))
+
+    tokens = run_out(model)
+
+    assert {id: sum(token.id == id for token in tokens) for id in (1, 2, 3)} == {1: 220, 2: 220, 3: 2}
+    assert model.preemptions == 1
+    assert 301 < model.prefill_tokens < 301 + 220
 
 
 def test_when_memory_runs_out_the_last_admitted_starts_again_and_still_yields_each_token_once() -> None:

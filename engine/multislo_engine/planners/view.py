@@ -33,6 +33,8 @@ class Job:
     tpot_s: float = inf
     context: int = 0
     """Tokens in the cache while it waits or prefills (of one that waits: those that its admission gets for nothing)."""
+    prefilled: bool = False
+    """It came with its prompt's KV, all but the last token's: it does not prefill, unless it was preempted."""
     produced: int = 0
     """Tokens made. While it decodes, those made before it began to; `Decodes.produced` counts on."""
     late: int = 0
