@@ -35,8 +35,10 @@ def test_drawn_lengths_have_the_quantiles_of_the_shape(shape):
     ):
         assert min(drawn) >= 1
         assert max(drawn) <= lengths[-1]
-        shares = [np.mean(np.array(drawn) <= length) for length in lengths[1:-1]]
-        assert shares == pytest.approx(QUANTILES, abs=0.01)
+        for length, quantile in zip(lengths[1:-1], QUANTILES, strict=True):
+            # Lengths are whole tokens: those rounded to it may lie on either side.
+            below, up_to = np.mean(np.array(drawn) <= length - 1.0), np.mean(np.array(drawn) <= length + 1.0)
+            assert below - 0.01 <= quantile <= up_to + 0.01
 
 
 def test_one_seed_makes_one_workload():

@@ -43,8 +43,18 @@ class Shape:
     output: LengthShape
 
 
+def _shape_of(p50: float, p90: float, p99: float, shortest: float, longest: float) -> LengthShape:
+    """From what is published of most traces: the upper quantiles, mirrored at the median."""
+    lower, upper = [p50 * p50 / quantile for quantile in (p99, p90)], [p90, p99]
+    quarter = NormalDist().inv_cdf(0.75) / NormalDist().inv_cdf(0.90)
+    step = (p90 / p50) ** quarter
+    return LengthShape((min(shortest, lower[0]), *lower, p50 / step, p50, p50 * step, *upper, longest))
+
+
 # Azure LLM inference trace 2023, conversation (Patel et al., ISCA 2024; CC-BY-4.0), and Mooncake's conversation trace
-# (FAST'25; Apache-2.0): rate, variation and quantiles as measured over the whole files.
+# (FAST'25; Apache-2.0): rate, variation and quantiles as measured over the whole files. The other three are shaped to
+# what is published: p50, p90 and p99 of Azure's 2023 code trace and of Mooncake's synthetic trace, p50 and p90 of
+# ShareGPT as multi-turn context (QoServe, ASPLOS'26, table 2; its p99 is a log-normal's).
 SHAPES = {
     "azure-like": Shape(
         "azure-like",
@@ -59,6 +69,27 @@ SHAPES = {
         arrival_cv=3.0,
         prompt=LengthShape((891, 894, 964, 2306, 6909, 15_367, 27_367, 85_400, 126_195)),
         output=LengthShape((1, 3, 24, 156, 350, 472, 597, 1_119, 2_000)),
+    ),
+    "code-like": Shape(
+        "code-like",
+        rate=2.57,
+        arrival_cv=13.2,
+        prompt=_shape_of(1469, 5188, 7436, 32, 8_000),
+        output=_shape_of(13, 55, 251, 1, 1_000),
+    ),
+    "mooncake-synthetic-like": Shape(
+        "mooncake-synthetic-like",
+        rate=3.40,
+        arrival_cv=1.0,
+        prompt=_shape_of(11_587, 38_611, 66_456, 900, 126_195),
+        output=_shape_of(69, 389, 768, 1, 2_000),
+    ),
+    "sharegpt-like": Shape(
+        "sharegpt-like",
+        rate=5.0,
+        arrival_cv=1.0,
+        prompt=_shape_of(1730, 5696, 15_050, 32, 32_000),
+        output=_shape_of(415, 834, 1_474, 8, 4_000),
     ),
 }
 
