@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from multislo_engine.planners import DynamicChunk, Planner, QoServe, SloAware
 from multislo_perf.profile import Profile
@@ -12,6 +12,7 @@ from multislo_perf.sizing import batch_tokens
 from multislo_router.core.config import Placement
 from multislo_router.core.events import Scheduler
 from multislo_router.core.placement import OfferBy, PlaceBy, offered
+from multislo_sim.doors import Door, by_deadline, in_queue_order
 from multislo_sim.rivals import (
     at_random,
     headroom,
@@ -45,6 +46,10 @@ class Setup:
     express: int = 0
     """So many instances at the loose end have a budget of `express_tokens`, for prompts that need nearly all of their TTFT."""
     express_tokens: int = 8192
+    stock_half: Mapping[float, int] | None = None
+    """Every other instance has a stock engine with these budgets, by TPOT."""
+    door: Door | None = None
+    """Who it turns away where rejection is allowed; None: whom its tiers' `Overload.REJECT` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,8 @@ class Contender:
 
     name: str
     group: str
-    """naive, polyserve, rival, ours (SLO-aware engines) or ours-stock."""
+    """naive, polyserve, rival, default (vLLM as it comes), ours (SLO-aware engines), ours-half
+    (every other engine stock) or ours-stock."""
     build: Callable[[Profile, int, Mapping[str, Knob]], Setup]
     knobs: Mapping[str, tuple[Knob, ...]] = field(default_factory=dict)
     chosen: Mapping[str, Knob] = field(default_factory=dict)
@@ -74,16 +80,25 @@ def _stock(name: str, group: str, route: Callable[[int, Mapping[str, Knob]], Pla
     """A router of the rivals' before stock engines."""
 
     def build(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
-        return Setup(budgets(profile, knobs["batch_tokens"]), route(seed, knobs))
+        return Setup(budgets(profile, knobs["batch_tokens"]), route(seed, knobs), door=in_queue_order)
 
     grid = {"batch_tokens": BUDGETS, **more.get("knobs", {})}  # type: ignore[dict-item]
     chosen = {"batch_tokens": 1024, **more.get("chosen", {})}  # type: ignore[dict-item]
     return Contender(name, group, build, grid, chosen)
 
 
+def _fixed(
+    name: str, group: str, route: Callable[[int, Mapping[str, Knob]], PlaceBy], chosen: Mapping[str, Knob]
+) -> Contender:
+    """The same as it comes: nothing is tuned."""
+    return replace(_stock(name, group, route, chosen=chosen), knobs={})
+
+
 def _static_partition(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
-    planner = SloAware(profile.latency) if knobs["engine"] == "slo_aware" else None
-    return Setup(budgets(profile, knobs["batch_tokens"]), within_own_tier(predicted_time), planner=planner)
+    planner, door = (
+        (SloAware(profile.latency), by_deadline) if knobs["engine"] == "slo_aware" else (None, in_queue_order)
+    )
+    return Setup(budgets(profile, knobs["batch_tokens"]), within_own_tier(predicted_time), planner=planner, door=door)
 
 
 def _polyserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
@@ -94,7 +109,7 @@ def _polyserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
 
 def _qoserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
     planner = QoServe(profile.latency, float(knobs["slack_fraction"]), 0.0, float(knobs["alpha_most_s"]))
-    return Setup(budgets(profile, 8192), least(predicted_time), planner=planner)
+    return Setup(budgets(profile, 8192), least(predicted_time), planner=planner, door=by_deadline)
 
 
 def _ours(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
@@ -104,6 +119,10 @@ def _ours(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
         scheduler=Scheduler.SLO_AWARE,
         placement=Placement(str(knobs["placement"])),
     )
+
+
+def _ours_half(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
+    return replace(_ours(profile, seed, knobs), stock_half=budgets(profile, knobs["batch_tokens"]))
 
 
 def _ours_stock(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
@@ -121,6 +140,7 @@ CONTENDERS = (
     _stock("least_requests", "naive", lambda *_: least(requests_in_flight)),
     _stock("power_of_two", "naive", lambda seed, _: power_of_two(predicted_time, seed)),
     _stock("least_predicted_time", "naive", lambda *_: least(predicted_time)),
+    _fixed("vllm_default", "default", lambda *_: round_robin(), {"batch_tokens": 8192}),
     _stock("lmetric", "rival", lambda *_: least(lmetric)),
     _stock(
         "llm_d_headroom",
@@ -151,6 +171,13 @@ CONTENDERS = (
         {"slack_fraction": 0.95, "alpha_most_s": 0.0001},
     ),
     Contender("multislo", "ours", _ours, {"placement": ("Pack", "Spread")}, {"placement": "Spread"}),
+    Contender(
+        "multislo_half",
+        "ours-half",
+        _ours_half,
+        {"placement": ("Pack", "Spread"), "batch_tokens": BUDGETS},
+        {"placement": "Spread", "batch_tokens": "by tier"},
+    ),
     Contender(
         "multislo_stock",
         "ours-stock",

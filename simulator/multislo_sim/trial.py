@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from random import Random
 
 from multislo_perf.profile import Profile
-from multislo_router.core.config import CoreConfig, EngineLimits, TierConfig
+from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig
+from multislo_router.core.events import Scheduler
 from multislo_sim.contenders import Setup
+from multislo_sim.doors import RefusingCore
 from multislo_sim.fleet import Record, Scenario, SimulatedFleet
 from multislo_sim.workloads.arrivals import stamps, steady
 from multislo_sim.workloads.request import Request
@@ -77,16 +79,35 @@ def arriving(requests: Sequence[Request], rate: float, duration_s: float, seed: 
 
 
 def fleet_of(
-    setup: Setup, profile: Profile, homes: Sequence[str | None], requests: Sequence[Request]
+    setup: Setup, profile: Profile, homes: Sequence[str | None], requests: Sequence[Request], rejecting: bool = False
 ) -> SimulatedFleet:
+    overload = Overload.REJECT if rejecting else Overload.QUEUE
     tiers = tuple(
-        TierConfig(tier_name(tpot_s), 0.5, tpot_s, batch_tokens=budget) for tpot_s, budget in setup.budgets.items()
+        TierConfig(tier_name(tpot_s), 0.5, tpot_s, overload, budget) for tpot_s, budget in setup.budgets.items()
     )
     limits = EngineLimits(profile.kv_tokens_max, scheduler=setup.scheduler)
     core = CoreConfig(tiers, tiers[-1].name, profile.latency, limits, setup.placement)
-    express = {len(homes) - 1 - index: setup.express_tokens for index in range(setup.express)}
-    scenario = Scenario(core, tuple(homes), profile.latency, setup.place_by, setup.offer_by, setup.planner, express)
-    return SimulatedFleet(scenario, requests)
+    own_budgets = {len(homes) - 1 - index: setup.express_tokens for index in range(setup.express)}
+    schedulers: dict[int, Scheduler] = {}
+    if setup.stock_half is not None:
+        by_name = {tier_name(tpot_s): budget for tpot_s, budget in setup.stock_half.items()}
+        for index in range(1, len(homes), 2):
+            schedulers[index] = Scheduler.FCFS
+            own_budgets[index] = by_name[homes[index] or tiers[-1].name]
+    scenario = Scenario(
+        core,
+        tuple(homes),
+        profile.latency,
+        setup.place_by,
+        setup.offer_by,
+        setup.planner,
+        own_budgets,
+        schedulers=schedulers,
+    )
+    fleet = SimulatedFleet(scenario, requests)
+    if rejecting and setup.place_by is not None and setup.door is not None:
+        fleet.core = RefusingCore(core, setup.place_by, setup.offer_by, setup.door)
+    return fleet
 
 
 def play(fleet: SimulatedFleet, window: Window, floor: float = 0.0) -> Played:
@@ -100,7 +121,8 @@ def play(fleet: SimulatedFleet, window: Window, floor: float = 0.0) -> Played:
 
     def hopeless(fleet: SimulatedFleet) -> bool:
         nonlocal broken_off
-        missed = sum([first <= n <= last for n in fleet.ended_late])
+        missed = sum([first <= n <= last for n in (*fleet.ended_late, *fleet.late_now())])
+        missed += sum([fleet.records[n].refused is not None for n in counted])
         broken_off = missed > missed_max or fleet.backlog_s() > HOPELESS_S
         return broken_off
 

@@ -1,6 +1,7 @@
 """Goodput: the search, what counts as served, and the shape of the machine-readable answer."""
 
 import json
+from dataclasses import replace
 
 from click.testing import CliRunner
 from hypothesis import given
@@ -10,7 +11,7 @@ from multislo_perf.profile import load_profile
 from multislo_sim.cli import simulate
 from multislo_sim.contenders import CONTENDERS, contender_named
 from multislo_sim.experiments.goodput import goodput_report
-from multislo_sim.goodput import Arena, goodput, highest
+from multislo_sim.goodput import Arena, bounds, goodput, highest
 from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, play
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
 
@@ -79,6 +80,24 @@ def test_the_report_has_ratios_to_the_best_of_each_group() -> None:
         assert report["share_of_bound"][key] > 0.3
 
 
+def test_with_rejection_a_refused_request_is_missed_and_more_of_the_others_are_in_time() -> None:
+    requests = classed(LENGTHS, PROFILE, 1)[0]
+    window = Window(2.0, 4.0, 0.5)
+    for name in ("least_predicted_time", "polyserve", "multislo"):
+        setup = contender_named(name).setup(PROFILE, 1)
+        load = arriving(requests, 200.0, window.total_s, 1)
+        all_served = play(fleet_of(setup, PROFILE, homes_of(4), load), window)
+        rejecting = play(fleet_of(setup, PROFILE, homes_of(4), load, rejecting=True), window)
+        refused = sum(record.refused is not None for record in rejecting.records) / len(load)
+        assert 0.0 < refused < 0.6, name
+        assert all_served.share <= rejecting.share < 1.0, name
+
+
+def test_the_bound_with_rejection_is_the_higher_one() -> None:
+    arena = Arena(PROFILE, LENGTHS, 4, (1,), SHORT, 0.3)
+    assert bounds(replace(arena, rejecting=True))[0.90] > 1.1 * bounds(arena)[0.90]
+
+
 def test_the_command_prints_the_stable_shape(tmp_path) -> None:
     trace = tmp_path / "trace.csv"
     rows = [f"2023-11-16 18:15:{n % 60:02d}.0,{500 + 7 * n % 900},{20 + n % 60}" for n in range(200)]
@@ -96,5 +115,5 @@ def test_a_report_is_plain_json() -> None:
     arena = Arena(PROFILE, LENGTHS, 4, (1,), SHORT, 0.3)
     report = goodput_report(arena, {"multislo": goodput(arena, "multislo")})
     again = json.loads(json.dumps(report))
-    assert again["ratio"]["p99"] == {"best_naive": None, "polyserve": None, "best_rival": None}
+    assert again["ratio"]["p99"] == dict.fromkeys(("best_naive", "vllm_default", "polyserve", "best_rival"))
     assert set(again["share_of_bound"]) == {"p90", "p99"}

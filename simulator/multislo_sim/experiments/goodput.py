@@ -1,6 +1,6 @@
 """`multislo simulate goodput`: every contender's goodput beside the others and the fluid bound."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,19 +16,27 @@ from multislo_sim.trial import classed
 
 KEYS = {0.90: "p90", 0.99: "p99"}
 OURS, OURS_STOCK = "multislo", "multislo_stock"
+QUICK_STEP = 0.04
+AGAINST = {
+    "best_naive": ("naive",),
+    "vllm_default": ("default",),
+    "polyserve": ("polyserve",),
+    "best_rival": ("rival", "polyserve"),
+}
+"""What the ratios are to: the best of these groups."""
 
 
 @click.command()
 @experiment([contender.name for contender in CONTENDERS])
-def goodput(asked: Asked) -> None:
-    """The rate at which 90 % and 99 % of requests meet every deadline, by policy: 20 instances, co-located, PolyServe's SLO classes,
-    no rejection, 100 s of warm-up and 80 s measured; against the fluid bound.
+@click.option("--rejecting", is_flag=True, help="Who would be late may be refused, and counts as missed.")
+def goodput(asked: Asked, rejecting: bool) -> None:
+    """The rate at which 90 % and 99 % of the requests that arrive meet every deadline, by policy: 20 instances, co-located, PolyServe's
+    SLO classes, 100 s of warm-up and 80 s measured; against the fluid bound.
 
     Example: multislo simulate goodput --trace azure.csv --quick
     """
-    arena = Arena(
-        asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, 0.04 if asked.quick else 0.01
-    )
+    step = QUICK_STEP if asked.quick else 0.01
+    arena = Arena(asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, step, rejecting)
     found = run_each(goodput_of, {name: (arena, name) for name in asked.policies}, asked.jobs)
     report = {**asked.facts(), **goodput_report(arena, found)}
     show(asked, report, goodput_tables(report), lambda figure: goodput_figure(figure, report))
@@ -40,6 +48,8 @@ def goodput_report(arena: Arena, found: Mapping[str, Goodput]) -> dict[str, Any]
     kept, left_out = classed(arena.lengths, arena.profile, arena.seeds[0])
     report: dict[str, Any] = {
         "instances": arena.instances,
+        "step": arena.step,
+        "rejecting": arena.rejecting,
         "requests": len(kept),
         "requests_left_out": left_out,
         "bound_rps": {KEYS[level]: round(ceilings[level], 3) for level in LEVELS},
@@ -57,11 +67,11 @@ def goodput_report(arena: Arena, found: Mapping[str, Goodput]) -> dict[str, Any]
 
 
 def _ratios(found: Mapping[str, Goodput], ours: float, level: float) -> dict[str, float | None]:
-    def best(*groups: str) -> float | None:
+    def best(groups: Sequence[str]) -> float | None:
         rates = [found[c.name].rates[level] for c in CONTENDERS if c.group in groups and c.name in found]
         return round(ours / max(rates), 4) if rates and max(rates) > 0.0 else None
 
-    return {"best_naive": best("naive"), "polyserve": best("polyserve"), "best_rival": best("rival", "polyserve")}
+    return {name: best(groups) for name, groups in AGAINST.items()}
 
 
 def goodput_tables(report: Mapping[str, Any]) -> list[Table]:
@@ -71,7 +81,7 @@ def goodput_tables(report: Mapping[str, Any]) -> list[Table]:
         for name, rates in report["policies"].items()
     ]
     rows.append(("fluid bound", *(f"{bound[key]:.1f}" for key in bound), 1.0, 1.0))
-    title = f"req/s in time, {report['instances']} instances"
+    title = f"req/s in time, {report['instances']} instances" + (", with rejection" if report["rejecting"] else "")
     tables = [table_of(title, ("policy", "90 %", "99 %", "of bound", ""), rows)]
     for key, title in (("", "multislo, SLO-aware engines"), ("stock_", "multislo, stock engines")):
         if f"{key}ratio" in report:
@@ -94,5 +104,5 @@ def goodput_figure(figure: Figure, report: Mapping[str, Any]) -> None:
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_ylabel("requests a second")
     axes.set_ylim(0.0, 1.25 * max(report["bound_rps"].values()))
-    axes.set_title(f"Goodput on {report['instances']} instances")
+    axes.set_title(f"Goodput on {report['instances']} instances" + (", with rejection" if report["rejecting"] else ""))
     axes.legend(ncols=2, loc="upper center", fontsize=8)
