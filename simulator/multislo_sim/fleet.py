@@ -194,6 +194,7 @@ class SimulatedFleet:
         event = e.RequestArrived(
             self.now, number, request.prompt_tokens, None, request.tier, request.ttft_s, request.tpot_s
         )
+        event.prefilled = request.prefilled
         self._carry_out(self.core.handle(event))
 
     def _carry_out(self, made: Sequence[d.Decision]) -> None:
@@ -213,6 +214,7 @@ class SimulatedFleet:
                         decision.priority or 0,
                         decision.ttft_due,
                         decision.tpot_s,
+                        prefilled=request.prefilled,
                     ),
                 )
                 if not accepted:

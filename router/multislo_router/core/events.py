@@ -94,6 +94,8 @@ class RequestArrived:
     tpot_s: float | None = None
     streaming: bool = True
     """False: no token is seen before the last one."""
+    prefilled: bool = False
+    """Its prompt was computed elsewhere, all but its last token, and the KV comes with it: it decodes from the start."""
 
 
 @dataclass(slots=True)

@@ -163,6 +163,11 @@ class Instance:
         self.kv_reserved += request.kv_reserved
         self.tier_counts[request.tier.index] += 1
         self.empty_since = None
+        if not request.lost:
+            self._count_tpot(request.tpot_s)
+        if request.prefilled:
+            self._to_decodes(request)
+            return
         if not self.prefills:
             self._set_head(now)
         self.prefills[request.id] = request
@@ -170,8 +175,6 @@ class Instance:
         self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
         if self.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
             self._order_prefills()
-        if not request.lost:
-            self._count_tpot(request.tpot_s)
 
     def _count_tpot(self, tpot_s: float) -> None:
         self.tpot_counts[tpot_s] = self.tpot_counts.get(tpot_s, 0) + 1
@@ -234,6 +237,9 @@ class Instance:
     def began_to_decode(self, request: Request, now: float) -> None:
         """Its first token came, or must have (a request that does not stream shows none)."""
         self._leave_prefills(request, now)
+        self._to_decodes(request)
+
+    def _to_decodes(self, request: Request) -> None:
         request.stage = Stage.DECODE
         self.decodes[request.id] = request
         request.behind = self.ahead

@@ -100,6 +100,7 @@ class RouterCore:
             max(1, event.prompt_tokens),
             event.output_tokens_max,
             event.streaming,
+            event.prefilled,
         )
         needed = request.prompt_tokens + (event.output_tokens_max or 1)
         if needed > self._length_max:
@@ -108,9 +109,8 @@ class RouterCore:
                 f"prompt and output of {needed} tokens are more than the {self._length_max} that an instance can hold"
             )
             return [self._refuse(request, d.Cause.TOO_LONG, now, reason)]
-        latency = self.config.latency
-        request.attention_s = latency.attention_s(request.prompt_tokens, 0)
-        request.prefill_work_s = request.prompt_tokens * latency.gemm_per_token_s + request.attention_s
+        if not request.prefilled:
+            request.measure_prefill(self.config.latency)
         tier.saw_arrival(now, tier.work_s(request))
         if self.pending.count >= self.config.pending_max:
             reason = f"{self.pending.count} requests are held already"
@@ -139,8 +139,8 @@ class RouterCore:
         tier = request.tier
         tier.pending += 1
         tier.held += 1
-        idle_s = self.config.latency.prefill_s(request.prompt_tokens, 0, self._batch_tokens_largest, 0, 0)
-        last_call_at = request.due - idle_s
+        tokens = 1 if request.prefilled else request.prompt_tokens
+        last_call_at = request.due - self.config.latency.prefill_s(tokens, 0, self._batch_tokens_largest, 0, 0)
         self.pending.hold(request, last_call_at)
         if last_call_at <= now:
             self._set_wake(now)
@@ -161,6 +161,8 @@ class RouterCore:
         request.attempts += 1
         request.placed_at = now
         request.ttft_predicted_at = found.first_token_at
+        if request.prefilled:
+            request.first_token_at = found.first_token_at  # whoever sees whole iterations tells no first token of it
         request.iteration_predicted_s = found.iteration_s
         tier.in_flight += 1
         tier.placements[kind] += 1
@@ -207,11 +209,11 @@ class RouterCore:
         now = event.now
         count = event.tokens
         instance = request.instance
+        if instance.ahead and request.stage is Stage.DECODE:
+            instance.catch_up(request)
         first = request.tokens == 0
         if first:
             self._first_token(request, instance, now)
-        elif instance.ahead:
-            instance.catch_up(request)
         if now <= request.due + request.tokens * request.tpot_s:
             request.tokens_met += count
         else:
@@ -304,6 +306,9 @@ class RouterCore:
         request.avoid = instance
         request.stage = Stage.HELD
         request.tokens = request.tokens_met = 0
+        if request.prefilled:
+            request.prefilled = False  # its KV was lost with the engine
+            request.measure_prefill(self.config.latency)
         request.lost = False  # its client has seen nothing yet: whether it is lost, its next placement tells
         return [self._place_or_hold(request, now)]
 

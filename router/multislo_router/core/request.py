@@ -3,6 +3,8 @@
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from multislo_perf.latency import LatencyModel
+
 if TYPE_CHECKING:
     from multislo_router.core.instance import Instance
     from multislo_router.core.tier import Tier
@@ -35,6 +37,7 @@ class Request:
         "output_tokens_expected",
         "output_tokens_max",
         "placed_at",
+        "prefilled",
         "prefill_work_s",
         "prompt_tokens",
         "stage",
@@ -56,6 +59,7 @@ class Request:
         prompt_tokens: int,
         output_tokens_max: int | None,
         streaming: bool,
+        prefilled: bool = False,
     ) -> None:
         self.id = id
         self.tier = tier
@@ -71,6 +75,8 @@ class Request:
         self.output_tokens_max = output_tokens_max
         self.output_tokens_expected = tier.output_tokens_expected(output_tokens_max)
         self.streaming = streaming
+        self.prefilled = prefilled
+        """It came with the KV of its prompt: no engine has to prefill it."""
         self.stage = Stage.HELD
         self.lost = False
         """One of its deadlines is missed, or certain to be: it is served still, but nothing is owed to its pace."""
@@ -88,6 +94,11 @@ class Request:
         self.tokens_met = 0
         self.behind = 0
         """Of its instance's `ahead`, the iterations that gave it no token."""
+
+    def measure_prefill(self, latency: LatencyModel) -> None:
+        """What its prefill takes, by the profile."""
+        self.attention_s = latency.attention_s(self.prompt_tokens, 0)
+        self.prefill_work_s = self.prompt_tokens * latency.gemm_per_token_s + self.attention_s
 
     def next_due(self) -> float:
         """When its next token is due."""

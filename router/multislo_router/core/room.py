@@ -99,6 +99,8 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
     if now - instance.refreshed_at > STALE_S:
         instance.refresh(now)
         instance.touched.append(instance)
+    if request.prefilled:
+        return _room_to_decode(instance, request, now)
     if instance.scheduler is Scheduler.SLO_AWARE:
         return _room_by_demand(instance, request, now)
     return _room_in_stock_queue(instance, request, now)
@@ -248,6 +250,39 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
             own_at = until - own
         elif not other.lost and margin < harm:
             harm = margin
+    return Room(instance, own, harm, now + own_at, steady_s)
+
+
+def _room_to_decode(instance: Instance, request: Request, now: float) -> Room:
+    """For a request that has nothing to prefill: whether iterations with it, for as long as it will probably stay, keep the pace of
+    everybody who decodes there, or live on his slack. An engine that plans by deadlines leaves out who has slack: what it must do is each
+    one's share of his TPOT, and an iteration's fixed cost as often as the tightest of them asks for one."""
+    latency = instance.latency
+    factor = instance.calibration
+    decodes = len(instance.decodes)
+    wait_s = max(0.0, instance.boundary_at + instance.iteration_s - now) if decodes else 0.0
+    steady_s = instance.steady_s + factor * (
+        latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * request.prompt_tokens
+    )
+    tokens = request.output_tokens_expected
+    tightest_s = min(request.tpot_s, instance.tpot_tightest_s)
+    own_at = wait_s + steady_s
+    own = until = request.due - now - own_at
+    harm = inf
+    if steady_s <= tightest_s:
+        return Room(instance, own, harm, now + own_at, steady_s)
+    if instance.scheduler is Scheduler.SLO_AWARE:
+        fixed_s = factor * (latency.fixed_s + latency.gemm_s)
+        each_s = (steady_s - fixed_s) / (decodes + 1)
+        need = fixed_s / tightest_s + each_s / request.tpot_s
+        for index, count in enumerate(instance.tier_counts):
+            need += each_s * count / instance.tpots[index]
+        return Room(instance, own, (1.0 - need) * tightest_s * tokens, now + own_at, steady_s)
+    for index, due in enumerate(instance.due_least):
+        if due < inf and instance.tpots[index] < steady_s:
+            harm = min(harm, due - now - own_at + tokens * (instance.tpots[index] - steady_s))
+    if request.tpot_s < steady_s:
+        own = until + tokens * (request.tpot_s - steady_s)
     return Room(instance, own, harm, now + own_at, steady_s)
 
 

@@ -75,7 +75,8 @@ class Tier:
         output_tokens = request.output_tokens_expected
         kv_tokens = request.prompt_tokens + 0.5 * output_tokens
         decode = output_tokens * (self._token_s + self._decode_s + self._kv_token_s * kv_tokens)
-        return request.prompt_tokens * self._token_s + request.attention_s + decode
+        prefill = 0.0 if request.prefilled else request.prompt_tokens * self._token_s + request.attention_s
+        return prefill + decode
 
     # -- rates ---------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ class Request:
     tier: str | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
+    prefilled: bool = False
+    """It comes to an instance that decodes, with the KV of its prompt but for the last token."""
 
 
 def with_lengths_at_most(requests: Iterable[Request], length_max: int) -> tuple[list[Request], int]:
