@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import floor, log, log1p
 from statistics import mean
 
 from multislo_perf.profile import Profile
@@ -53,21 +54,22 @@ def goodput(
     arena: Arena, policy: str, knobs: Mapping[str, Knob] | None = None, levels: Sequence[float] = LEVELS
 ) -> Goodput:
     """Search one contender's goodput. The attainment at a rate is the mean over the seeds."""
-    ceiling = bounds(arena)[LEVELS[0]]
+    ceilings = bounds(arena)
+    ceiling = ceilings[LEVELS[0]]
     contender = contender_named(policy)
     prepared = [(seed, classed(arena.lengths, arena.profile, seed)[0]) for seed in arena.seeds]
     tried: dict[int, float] = {}
 
-    def attained(step: int, floor: float) -> float:
+    def attained(step: int, level: float) -> float:
         if step not in tried:
             rate = ceiling * (1.0 + arena.step) ** step
             shares: list[float] = []
             for seed, requests in prepared:
                 # Broken off where the other seeds, all in time, could not make it good; or hardly.
                 rest = len(prepared) - len(shares) - 1
-                least = max(floor - 0.02, len(prepared) * floor - sum(shares) - rest)
+                least = max(level - 0.02, len(prepared) * level - sum(shares) - rest)
                 shares.append(share_at(arena, contender, knobs, seed, requests, rate, least))
-                if shares[-1] == 0.0 or sum(shares) + rest < len(prepared) * floor:
+                if shares[-1] == 0.0 or sum(shares) + rest < len(prepared) * level:
                     break
             tried[step] = mean(shares)
         return tried[step]
@@ -76,9 +78,11 @@ def goodput(
     start = round(-STRIDE / arena.step)
     stride = max(1, round(STRIDE / arena.step))
     for level in sorted(levels):
+        # No policy exceeds the bound: what a short window would show above it is not tried.
+        top = floor(log(ceilings[level] / ceiling) / log1p(arena.step) + 1e-9)
 
-        def holds(step: int, level: float = level) -> bool:
-            return attained(step, level) >= level
+        def holds(step: int, level: float = level, top: int = top) -> bool:
+            return step <= top and attained(step, level) >= level
 
         best = highest(holds, start, _lowest(arena.step), stride)
         rates[level] = 0.0 if best is None else ceiling * (1.0 + arena.step) ** best

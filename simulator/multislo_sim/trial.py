@@ -22,7 +22,7 @@ IDLE_BATCH_TOKENS = 2048
 """Token budget of the idle instance that must be able to meet an SLO that is assigned: the same for all policies, whatever theirs is."""
 BACKLOG_MAX_S = 2.0
 """Prefill work for each instance at the end: more is a queue that grows, and nothing counts as served."""
-HOPELESS_S = 6.0
+HOPELESS_S = 4.0
 """More than this at any time, and the run is broken off."""
 
 

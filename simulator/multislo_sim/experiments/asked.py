@@ -32,6 +32,8 @@ class Asked:
     workload: str
     """The trace's file name or the shape's name."""
     policies: tuple[str, ...]
+    policies_given: bool
+    """By `--policies`; else they are the experiment's usual ones."""
     instances: int
     seeds: tuple[int, ...]
     quick: bool
@@ -96,12 +98,14 @@ def experiment(
         def asked(**given: Any) -> None:
             trace, workload = given.pop("trace"), given.pop("workload")
             profile, lengths = lengths_asked(given.pop("profile_name"), trace, workload)
+            policies = given.pop("policies")
             command(
                 Asked(
                     profile,
                     tuple(lengths),
                     trace.name if trace is not None else workload,
-                    _named(given.pop("policies"), known, usual),
+                    _named(policies, known, usual),
+                    policies is not None,
                     given.pop("instances"),
                     tuple(range(1, given.pop("seeds") + 1)),
                     given.pop("quick"),
