@@ -12,12 +12,13 @@ from multislo_sim.experiments import EXPERIMENTS
 from multislo_sim.experiments.asked import INSTANCES_MIN, lengths_asked, workload_options
 from multislo_sim.experiments.attainment import POLICIES, attainment_table, attainments
 from multislo_sim.trial import Window
+from multislo_sim.whatif.cli import ByManifest, what_if
 
 SETTLING_S = 20.0
 """Load goes on for so long after the requests that count."""
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=ByManifest, invoke_without_command=True)
 @workload_options
 @click.option("--rate", "rates", type=click.FloatRange(min=0.0, min_open=True), multiple=True)
 @click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=4, show_default=True)
@@ -64,5 +65,5 @@ def simulate(
     Console().print(attainment_table(rows))
 
 
-for command in EXPERIMENTS:
+for command in (*EXPERIMENTS, what_if):
     simulate.add_command(command)
