@@ -84,7 +84,7 @@ def goodput(
         def holds(step: int, level: float = level, top: int = top) -> bool:
             return step <= top and attained(step, level) >= level
 
-        best = highest(holds, start, _lowest(arena.step), stride)
+        best = highest(holds, start, lowest(arena.step), stride)
         rates[level] = 0.0 if best is None else ceiling * (1.0 + arena.step) ** best
         if best is None:
             rates.update(dict.fromkeys((other for other in levels if other > level), 0.0))
@@ -111,13 +111,13 @@ def share_at(
     return play(fleet, arena.window, least).share
 
 
-def _lowest(step: float) -> int:
-    """The grid's number of `LEAST_OF_BOUND`."""
-    lowest, share = 0, 1.0
+def lowest(step: float) -> int:
+    """The number of `LEAST_OF_BOUND` on the grid of rates."""
+    number, share = 0, 1.0
     while share > LEAST_OF_BOUND:
         share /= 1.0 + step
-        lowest -= 1
-    return lowest
+        number -= 1
+    return number
 
 
 def highest(holds: Callable[[int], bool], start: int, lowest: int, stride: int) -> int | None:

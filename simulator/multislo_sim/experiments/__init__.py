@@ -3,5 +3,6 @@
 import click
 
 from multislo_sim.experiments.goodput import goodput
+from multislo_sim.experiments.tune import tune
 
-EXPERIMENTS: tuple[click.Command, ...] = (goodput,)
+EXPERIMENTS: tuple[click.Command, ...] = (goodput, tune)

@@ -125,7 +125,7 @@ def experiment(
             click.option(
                 "--quick",
                 is_flag=True,
-                help="Coarser: 20 s of warm-up and 20 s measured; so short a window flatters.",
+                help="Coarser: short windows (which flatter) and fewer points; the report tells which.",
             ),
             click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many."),
             click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=instances, show_default=True),

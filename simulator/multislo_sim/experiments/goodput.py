@@ -1,26 +1,30 @@
 """`multislo simulate goodput`: every contender's goodput beside the others and the fluid bound."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from multislo_sim.contenders import CONTENDERS
+from multislo_sim.contenders import CONTENDERS, Knob, contender_named
 from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
+from multislo_sim.experiments.tune import KEYS, knobs_from
 from multislo_sim.goodput import LEVELS, Arena, Goodput, bounds
 from multislo_sim.goodput import goodput as goodput_of
-from multislo_sim.trial import classed
+from multislo_sim.trial import Window, classed
 
-KEYS = {0.90: "p90", 0.99: "p99"}
 OURS, OURS_STOCK = "multislo", "multislo_stock"
 QUICK_STEP = 0.02
+QUICK_WINDOW = Window(40.0, 20.0, 5.0)
+"""With less warm-up the cliff of capacity is not seen at all: all that plan ahead come to the bound."""
 HOPELESS = ("random", "least_requests", "power_of_two", "multislo_half")
 """Left out where it has to be quick: the first three were never the best of the naive, the last is no end of the scale."""
 COSTLY = ("polyserve", "multislo", "multislo_stock", "multislo_half", "qoserve", "static_partition", "llm_d_headroom")
 """Begun first, so that no process has the longest search to itself at the end."""
+OWN = tuple(contender.name for contender in CONTENDERS if contender.group.startswith("ours"))
 AGAINST = {
     "best_naive": ("naive",),
     "vllm_default": ("default",),
@@ -33,20 +37,40 @@ AGAINST = {
 @click.command()
 @experiment([contender.name for contender in CONTENDERS])
 @click.option("--rejecting", is_flag=True, help="Who would be late may be refused, and counts as missed.")
-def goodput(asked: Asked, rejecting: bool) -> None:
+@click.option(
+    "--tuned",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What `tune --json` found on this very trace: the rivals get their best knobs there, at each level.",
+)
+def goodput(asked: Asked, rejecting: bool, tuned: Path | None) -> None:
     """The rate at which 90 % and 99 % of the requests that arrive meet every deadline, by policy: 20 instances, co-located, PolyServe's
     SLO classes, 100 s of warm-up and 80 s measured; against the fluid bound.
 
     Example: multislo simulate goodput --trace azure.csv --quick
     """
-    step = QUICK_STEP if asked.quick else 0.01
-    arena = Arena(asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, step, rejecting)
+    window, step = (QUICK_WINDOW, QUICK_STEP) if asked.quick else (asked.window, 0.01)
+    arena = Arena(asked.profile, asked.lengths, asked.instances, asked.seeds, window, step, rejecting)
     left_out = () if asked.policies_given or not asked.quick else HOPELESS
     policies = sorted((name for name in asked.policies if name not in left_out), key=COSTLY.count, reverse=True)
-    found = run_each(goodput_of, {name: (arena, name) for name in policies}, asked.jobs)
+    knobs = knobs_from(tuned) if tuned is not None else {}
+    parts = {name: (arena, name, knobs.get(name, {}) if name not in OWN else {}) for name in policies}
+    found = run_each(goodput_by_level, parts, asked.jobs)
     found = {name: found[name] for name in asked.policies if name in found}
     report = {**asked.facts(), "policies_left_out": list(left_out), **goodput_report(arena, found)}
+    report["knobs"] = {name: parts[name][2] or dict(contender_named(name).chosen) for name in found}
     show(asked, report, goodput_tables(report), lambda figure: goodput_figure(figure, report))
+
+
+def goodput_by_level(arena: Arena, policy: str, knobs: Mapping[str, Mapping[str, Knob]]) -> Goodput:
+    """With knobs of its own for each level, where there are any."""
+    if not knobs or knobs["p90"] == knobs["p99"]:
+        return goodput_of(arena, policy, knobs.get("p99"))
+    found = [goodput_of(arena, policy, knobs[KEYS[level]], (level,)) for level in LEVELS]
+    return Goodput(
+        policy,
+        {level: one.rates[level] for level, one in zip(LEVELS, found, strict=True)},
+        {rate: share for one in found for rate, share in one.tried.items()},
+    )
 
 
 def goodput_report(arena: Arena, found: Mapping[str, Goodput]) -> dict[str, Any]:
@@ -55,6 +79,8 @@ def goodput_report(arena: Arena, found: Mapping[str, Goodput]) -> dict[str, Any]
     kept, left_out = classed(arena.lengths, arena.profile, arena.seeds[0])
     report: dict[str, Any] = {
         "instances": arena.instances,
+        "warmup_s": arena.window.warmup_s,
+        "measured_s": arena.window.measured_s,
         "step": arena.step,
         "rejecting": arena.rejecting,
         "requests": len(kept),
