@@ -16,6 +16,7 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
     "operator": ("multislo_operator.kubernetes.cli", "operator", "Look after the fleets of a Kubernetes cluster."),
     "profile": ("multislo_perf.cli", "profile", "Show and fit latency profiles."),
     "simulate": ("multislo_sim.cli", "simulate", "What a placement attains on a simulated fleet."),
+    "plan": ("multislo_sim.plan_cli", "plan", "The cheapest instance counts for a rate and an attainment."),
     "bench": ("multislo_bench.cli", "bench", "Measure the router's own cost."),
 }
 

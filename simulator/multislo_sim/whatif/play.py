@@ -21,6 +21,8 @@ from multislo_sim.workloads.request import Request
 
 STARTUP_SPREAD = 0.2
 """Instances take the profile's start-up time, so much more or less."""
+SETTLED_S = 60.0
+"""The router's averages begin at zero: a load that was there all along looks like one that rises, and would start instances."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Played:
 
 
 class Recorded:
-    """A scaler that is listened to: what it was shown is kept."""
+    """A scaler that is listened to: what it was shown is kept. It is asked for the first time at `SETTLED_S`."""
 
     def __init__(self, scaler: Scaler) -> None:
         self.scaler = scaler
@@ -82,7 +84,7 @@ class Recorded:
         for instance in observed.instances:
             counts[instance.tier] = counts.get(instance.tier, 0) + 1
         self.seen.append(Moment(now, counts, sum(i.state is InstanceState.READY for i in observed.instances)))
-        return self.scaler.actions(now, observed, status)
+        return self.scaler.actions(now, observed, status) if now >= SETTLED_S else ()
 
 
 def play_scaled(case: Case, requests: Sequence[Request], part: Slice, seed: int) -> Played:
@@ -157,10 +159,14 @@ def _hopeless(played: Played, counting: Mapping[int, Tally], goal: float) -> Cal
 
 
 def work_by_tier(case: Case, requests: Sequence[Request]) -> dict[str, float]:
-    """Instance-seconds that each tier's requests take at least."""
+    """Instance-seconds that each tier's requests take, in iterations as full as the tier's budget lets them be."""
+    law = case.truth
     work = dict.fromkeys(case.tiers, 0.0)
-    for request, took_s in zip(requests, needs(requests, case.truth).work_s.tolist(), strict=True):
+    for request, took_s in zip(requests, needs(requests, law).work_s.tolist(), strict=True):
         work[request.tier or case.manifest.spec.default_tier] += took_s
+    for name in case.tiers:
+        budget = case.batch_tokens(name)
+        work[name] *= max(1.0, law.tokens_s(budget) / budget / law.gemm_per_token_s)
     return work
 
 

@@ -19,6 +19,7 @@ from multislo_sim.workloads.request import Request
 OVER_BOUND_MAX = 6
 """More than this many times the fluid bound, and a few, is not tried: then it is no lack of instances."""
 FEW = 8
+UNLIMITED = 1 << 20
 ATTAINMENT_MAX = 0.9999
 """Asked of the bound, which knows no certainty."""
 
@@ -30,9 +31,6 @@ class Limits:
     least: Counts
     most: Counts
     total: int
-
-    def hold(self, counts: Counts) -> bool:
-        return sum(counts.values()) <= self.total and all(counts[name] <= self.most[name] for name in counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def manifest_limits(case: Case) -> Limits:
     return Limits(
         {tier.name: min(1, tier.instances.min) for tier in tiers},
         {tier.name: tier.instances.max for tier in tiers},
-        case.manifest.spec.scaling.accelerators_max // case.per_instance,
+        case.manifest.spec.scaling.accelerators_max // case.per_instance - case.manifest.spec.scaling.warm_pool.min,
     )
 
 
@@ -66,7 +64,7 @@ def least_fleet(
 ) -> Found:
     """The least counts with which every tier attains `goal` of what it can, on this part of the traffic (`requests` are those in it)."""
     limits = manifest_limits(case)
-    free = Limits(limits.least, dict.fromkeys(case.tiers, 1 << 20), 1 << 20)
+    free = unlimited(limits.least)
     work = work_by_tier(case, requests)
     ceiling = bound(requests, case.truth, case.profile.kv_tokens_max, 1, min(goal, ATTAINMENT_MAX))
     total_bound = len(requests) / part.span_s / ceiling
@@ -98,15 +96,19 @@ def least_fleet(
 
     counts = search(free)
     short = None
-    if counts is not None and not limits.hold(counts):
+    if counts is not None and in_the_way(case, counts):
         needed = counts
         counts = search(limits) if sum(needed.values()) <= limits.total else None
         if counts is None:
-            short = _in_the_way(case, limits, needed)
+            short = in_the_way(case, needed)
             counts = needed
     if counts is None:
         return Found(None, max(plays.values(), key=_worst), len(plays), total_bound)
     return Found(counts, play(counts), len(plays), total_bound, short)
+
+
+def unlimited(least: Counts) -> Limits:
+    return Limits(least, dict.fromkeys(least, UNLIMITED), UNLIMITED)
 
 
 def split(total: int, work: Mapping[str, float], limits: Limits) -> dict[str, int]:
@@ -136,14 +138,15 @@ def _worst(played: Played) -> float:
     return min((tally.attainment or 0.0 for tally in played.tiers.values() if tally.counted), default=0.0)
 
 
-def _in_the_way(case: Case, limits: Limits, needed: Counts) -> str:
-    total = sum(needed.values())
+def in_the_way(case: Case, counts: Counts) -> str | None:
+    """Which of the manifest's limits does not let the fleet have so many; None where all do."""
+    limits = manifest_limits(case)
+    total = sum(counts.values())
     if total > limits.total:
-        most = case.manifest.spec.scaling.accelerators_max
-        return f"scaling.acceleratorsMax is {most}; {total * case.per_instance} are needed"
-    over = [
-        f"{name} needs {needed[name]}, its instances.max is {limits.most[name]}"
-        for name in needed
-        if needed[name] > limits.most[name]
-    ]
-    return "; ".join(over)
+        scaling = case.manifest.spec.scaling
+        warm = (
+            f", {scaling.warm_pool.min * case.per_instance} of them for the warm pool" if scaling.warm_pool.min else ""
+        )
+        return f"scaling.acceleratorsMax is {scaling.accelerators_max}{warm}; {total * case.per_instance} are needed"
+    over = [name for name in counts if counts[name] > limits.most[name]]
+    return "; ".join(f"{name} needs {counts[name]}, its instances.max is {limits.most[name]}" for name in over) or None

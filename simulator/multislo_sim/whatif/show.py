@@ -61,7 +61,7 @@ def tables(report: Report) -> list[Table]:
         "worst tier",
         *(["fixed"] if fixed else []),
     ]
-    return [_table(f"{report['workload']}, {over}, with the autoscaler", columns, cells), _by_tier(rows, fixed)]
+    return [table_of_text(f"{report['workload']}, {over}, with the autoscaler", columns, cells), _by_tier(rows, fixed)]
 
 
 def _by_tier(rows: Sequence[Report], fixed: bool) -> Table:
@@ -95,10 +95,10 @@ def _by_tier(rows: Sequence[Report], fixed: bool) -> Table:
         "least-most",
         *(["fixed"] if fixed else []),
     ]
-    return _table("by tier", columns, cells)
+    return table_of_text("by tier", columns, cells)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+def table_of_text(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 or column == "tier" else "right", no_wrap=index > 0)

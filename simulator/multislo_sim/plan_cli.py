@@ -1,0 +1,196 @@
+"""`multislo plan`: how many instances of each tier a rate and an attainment take, and what to write into the manifest."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from multislo_api.cli import manifest_at
+from multislo_api.duration import format_duration
+from multislo_perf.profile import ProfileInvalid
+from multislo_router.from_manifest import Unusable
+from multislo_sim.experiments.asked import SHAPED_REQUESTS
+from multislo_sim.experiments.show import told
+from multislo_sim.plan import RATE_MAX, Wish, planned
+from multislo_sim.whatif.answer import fixed_report
+from multislo_sim.whatif.case import Case, case_of
+from multislo_sim.whatif.search import Found
+from multislo_sim.whatif.show import share, table_of_text, wide
+from multislo_sim.whatif.traffic import shares_of
+from multislo_sim.workloads.request import Request, WorkloadInvalid
+from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths
+from multislo_sim.workloads.traces import TraceInvalid, read_trace
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+RATE = click.FloatRange(min=0.01, max=RATE_MAX)
+Report = Mapping[str, Any]
+
+
+@click.command(
+    "plan",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: multislo plan --manifest examples/llama-h200.yaml --rate 50 --attainment 0.99 --peak 120",
+)
+@click.option("--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
+@click.option("--rate", type=RATE, required=True, help="Requests a second, over all tiers, arriving at random.")
+@click.option(
+    "--peak", type=RATE, help="The highest rate: what it takes becomes each tier's max, what --rate takes its min."
+)
+@click.option(
+    "--attainment",
+    type=click.FloatRange(0.5, 1.0),
+    help="Share of each tier's requests in time. Default: the manifest's.",
+)
+@click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its lengths are used.")
+@click.option(
+    "--workload",
+    type=click.Choice(sorted(SHAPES)),
+    help="Lengths of a built-in shape instead of a trace. Default: azure-like.",
+)
+@click.option("--shares", help="TIER=SHARE,...: how the requests are drawn over the tiers. Default: all tiers alike.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=1, show_default=True, help="Same seed, same answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def plan(
+    path: Path,
+    rate: float,
+    peak: float | None,
+    attainment: float | None,
+    trace: Path | None,
+    workload: str | None,
+    shares: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """The cheapest counts of instances by tier that serve a rate in time.
+
+    Searched with the simulator: the production router before simulated engines, 100 s of warm-up and at least 80 s measured.
+
+    Exit codes: 0 the manifest's limits have room for it, 1 they have not or no fleet attains it, 2 wrong use.
+    """
+    manifest = manifest_at(path)
+    if peak is not None and peak < rate:
+        raise click.UsageError(f"--peak: {peak:g} must be at least --rate ({rate:g})")
+    try:
+        case = case_of(manifest.metadata.name, manifest)
+        lengths, source = _lengths(trace, workload)
+        goal = manifest.spec.scaling.attainment if attainment is None else attainment
+        wish = Wish(lengths, None if shares is None else shares_of(shares), goal, seed)
+        if shares is None and len(case.tiers) > 1:
+            told("requests are drawn over all tiers alike (--shares says otherwise)")
+        found = {"rate": planned(case, wish, rate, told)}
+        if peak is not None:
+            told(f"now at {peak:g} requests/s")
+            found["peak"] = planned(case, wish, peak, told)
+    except (WorkloadInvalid, TraceInvalid, ProfileInvalid, Unusable) as error:
+        raise click.UsageError(str(error)) from None
+    problems = [line for of in found.values() for line in problems_of(case, of, goal)]
+    report: dict[str, Any] = {
+        "manifest": f"{manifest.metadata.namespace}/{manifest.metadata.name}",
+        "profile": case.profile.name,
+        "workload": source,
+        "attainment": goal,
+        "seed": seed,
+        "rate_rps": rate,
+        "peak_rps": peak,
+        **{key: fixed_report(case, of) for key, of in found.items()},
+        "snippet": snippet(case, found),
+        "problems": problems,
+        "attained": not problems,
+    }
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        _show(case, report)
+    sys.exit(1 if problems else 0)
+
+
+def _lengths(trace: Path | None, workload: str | None) -> tuple[Sequence[Request], str]:
+    if trace is not None and workload is not None:
+        raise click.UsageError("give either --trace FILE or --workload NAME, not both")
+    if trace is not None:
+        return read_trace(trace), trace.name
+    name = workload or "azure-like"
+    return shaped_lengths(shape_named(name), SHAPED_REQUESTS, 1), name
+
+
+def problems_of(case: Case, found: Found, goal: float) -> list[str]:
+    """Why the answer is no; empty where it is yes."""
+    said = []
+    for name, tally in found.played.tiers.items():
+        if tally.beyond > (1.0 - goal) * tally.counted:
+            reached = 1.0 - tally.beyond / tally.counted
+            said.append(
+                f"tier {name}: at most {reached:.4f} can be in time whatever the fleet: an idle instance would miss the SLO of the "
+                "others; the counts are for those within reach"
+            )
+    if found.counts is None:
+        worst = min(
+            (name for name, tally in found.played.tiers.items() if tally.counted),
+            key=lambda name: found.played.tiers[name].attainment or 0.0,
+        )
+        most = found.played.tiers[worst].attainment
+        said.append(
+            f"no fleet attains {goal:g}: tier {worst} came to {most:.4f} at best, with six times the instances of the fluid bound"
+        )
+    elif found.short:
+        said.append(f"the manifest's limits are in the way: {found.short}")
+    return said
+
+
+def snippet(case: Case, found: Mapping[str, Found]) -> str | None:
+    """What to write into the manifest's `spec`."""
+    least, most = found["rate"].counts, found["peak"].counts if "peak" in found else None
+    if least is None or ("peak" in found and most is None):
+        return None
+    lines = ["tiers:"]
+    total = 0
+    for name in case.tiers:
+        high = None if most is None else max(most[name], least[name], 1)
+        total += least[name] if high is None else high
+        bounds = f"min: {least[name]}" if high is None else f"min: {least[name]}, max: {high}"
+        lines += [f"  - name: {name}", f"    instances: {{{bounds}}}"]
+    needed = (total + case.manifest.spec.scaling.warm_pool.min) * case.per_instance
+    if most is not None or needed > case.manifest.spec.scaling.accelerators_max:
+        lines += ["scaling:", f"  acceleratorsMax: {needed}"]
+    return "\n".join(lines)
+
+
+def _show(case: Case, report: Report) -> None:
+    console = wide()
+    for key, rate in (("rate", "rate_rps"), ("peak", "peak_rps")):
+        if key in report:
+            console.print(_line(case, report[key], report[rate], report["attainment"]), highlight=False)
+            console.print(_table(case, report[key]))
+    if report["snippet"]:
+        click.echo(f"In the manifest's spec:\n\n{report['snippet']}\n")
+    for problem in report["problems"]:
+        Console(stderr=True).print(problem, style="red", highlight=False)
+
+
+def _line(case: Case, of: Report, rate: float, goal: float) -> str:
+    answer = "no fleet attains it"
+    if of["instances"]:
+        by_bound = of["instances_by_bound"] * case.per_instance
+        answer = f"{of['accelerators']} GPUs (no policy could do with less than {by_bound:.1f}: {of['share_of_bound']:.0%} of the fluid bound)"
+    return f"{rate:g} requests/s, {goal:g} of each tier in time: {answer}"
+
+
+def _table(case: Case, of: Report) -> Table:
+    rows: list[list[object]] = []
+    for name in case.tiers:
+        ttft_s, tpot_s = case.slo(name)
+        rows.append(
+            [
+                name,
+                f"{format_duration(ttft_s)} / {format_duration(tpot_s)}",
+                of["requests_counted"][name],
+                share(of["attainment"][name]),
+                of["instances"][name] if of["instances"] else None,
+            ]
+        )
+    return table_of_text(None, ["tier", "TTFT / TPOT", "requests", "in time", "instances"], rows)
