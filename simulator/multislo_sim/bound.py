@@ -2,7 +2,7 @@
 docs/fluid-bound.md; called by the experiments, and by the property test that tries to exceed it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +69,35 @@ def bound(
     rejecting: bool = False,
 ) -> float:
     """Requests a second of such a mix. All are served, the others late; with `rejecting` the costliest are not served at all."""
-    need = needs(requests, law)
-    count = len(requests)
+    return _rate(needs(requests, law), law, kv_tokens_max, instances, attainment, rejecting)
+
+
+def stage_needs(requests: Sequence[Request], law: LatencyModel, transfer_s: float) -> tuple[Needs, Needs]:
+    """The same of prefills and decodes apart, where the KV of a prompt token takes `transfer_s` to be carried over: a prefill has the
+    time to the first token, the decodes have what the shortest prefill and the transfer leave."""
+    prefill = needs([replace(request, output_tokens=1) for request in requests], law)
+    whole = needs(requests, law)
+    later = whole.tokens - 1.0
+    shortest_s = law.fixed_s + law.gemm_s + prefill.work_s
+    left_s = whole.time_s - shortest_s - transfer_s * whole.prompt
+    roots = np.sqrt(whole.spread) - np.sqrt(prefill.spread)
+    return prefill, Needs(whole.work_s - prefill.work_s, roots * roots, later, left_s, whole.prompt)
+
+
+def stage_bounds(
+    requests: Sequence[Request], law: LatencyModel, kv_tokens_max: int, transfer_s: float, instances: int, level: float
+) -> list[float]:
+    """Requests a second with 1, 2, ... of the instances prefilling and the others decoding, all served."""
+    prefill, decode = stage_needs(requests, law, transfer_s)
+    first = _rate(prefill, law, kv_tokens_max, 1, level)
+    second = _rate(decode, law, kv_tokens_max, 1, level)
+    return [min(count * first, (instances - count) * second) for count in range(1, instances)]
+
+
+def _rate(
+    need: Needs, law: LatencyModel, kv_tokens_max: int, instances: int, attainment: float, rejecting: bool = False
+) -> float:
+    count = len(need.work_s)
     spared = int(np.floor((1.0 - attainment) * count + 1e-9))
     least = np.inf
     for price in PRICES.tolist():

@@ -51,25 +51,39 @@ def bounds(arena: Arena) -> dict[float, float]:
 
 
 def goodput(
-    arena: Arena, policy: str, knobs: Mapping[str, Knob] | None = None, levels: Sequence[float] = LEVELS
+    arena: Arena, policy: str | Contender, knobs: Mapping[str, Knob] | None = None, levels: Sequence[float] = LEVELS
 ) -> Goodput:
-    """Search one contender's goodput. The attainment at a rate is the mean over the seeds."""
-    ceilings = bounds(arena)
+    """Search one contender's goodput."""
+    contender = contender_named(policy) if isinstance(policy, str) else policy
+    prepared = {seed: classed(arena.lengths, arena.profile, seed)[0] for seed in arena.seeds}
+
+    def share(seed: int, rate: float, least: float) -> float:
+        return share_at(arena, contender, knobs, seed, prepared[seed], rate, least)
+
+    return searched(arena, policy, bounds(arena), share, levels)
+
+
+def searched(
+    arena: Arena,
+    policy: str,
+    ceilings: Mapping[float, float],
+    share: Callable[[int, float, float], float],
+    levels: Sequence[float] = LEVELS,
+) -> Goodput:
+    """The search itself: `share(seed, rate, least)` is what `share_at` says. The attainment at a rate is the mean over the seeds."""
     ceiling = ceilings[LEVELS[0]]
-    contender = contender_named(policy)
-    prepared = [(seed, classed(arena.lengths, arena.profile, seed)[0]) for seed in arena.seeds]
     tried: dict[int, float] = {}
 
     def attained(step: int, level: float) -> float:
         if step not in tried:
             rate = ceiling * (1.0 + arena.step) ** step
             shares: list[float] = []
-            for seed, requests in prepared:
+            for seed in arena.seeds:
                 # Broken off where the other seeds, all in time, could not make it good; or hardly.
-                rest = len(prepared) - len(shares) - 1
-                least = max(level - 0.02, len(prepared) * level - sum(shares) - rest)
-                shares.append(share_at(arena, contender, knobs, seed, requests, rate, least))
-                if shares[-1] == 0.0 or sum(shares) + rest < len(prepared) * level:
+                rest = len(arena.seeds) - len(shares) - 1
+                least = max(level - 0.02, len(arena.seeds) * level - sum(shares) - rest)
+                shares.append(share(seed, rate, least))
+                if shares[-1] == 0.0 or sum(shares) + rest < len(arena.seeds) * level:
                     break
             tried[step] = mean(shares)
         return tried[step]
@@ -91,7 +105,7 @@ def goodput(
             break
         start = best
     return Goodput(
-        policy, rates, {ceiling * (1.0 + arena.step) ** step: share for step, share in sorted(tried.items())}
+        contender.name, rates, {ceiling * (1.0 + arena.step) ** step: share for step, share in sorted(tried.items())}
     )
 
 
