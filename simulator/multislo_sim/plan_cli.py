@@ -176,7 +176,8 @@ def _line(case: Case, of: Report, rate: float, goal: float) -> str:
     answer = "no fleet attains it"
     if of["instances"]:
         by_bound = of["instances_by_bound"] * case.per_instance
-        answer = f"{of['accelerators']} GPUs (no policy could do with less than {by_bound:.1f}: {of['share_of_bound']:.0%} of the fluid bound)"
+        share_of_bound = f"{of['share_of_bound']:.0%} of the fluid bound"
+        answer = f"{of['accelerators']} GPUs (no policy could do with less than {by_bound:.1f}: {share_of_bound})"
     return f"{rate:g} requests/s, {goal:g} of each tier in time: {answer}"
 
 

@@ -177,11 +177,11 @@ def _accelerators(case: Case, moment: Moment) -> int:
 
 
 def _point(case: Case, moment: Moment) -> dict[str, Any]:
-    instances = {name: moment.instances.get(name, 0) for name in case.tiers}
     return {
         "at_s": moment.at_s,
         "accelerators": _accelerators(case, moment),
-        "instances": instances,
+        "instances": {name: moment.instances.get(name, 0) for name in case.tiers},
+        "warm_pool": moment.instances.get(None, 0),
         "ready": moment.ready,
     }
 

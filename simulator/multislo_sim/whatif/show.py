@@ -18,7 +18,7 @@ from multislo_sim.experiments.show import COLOURS
 SIZE = (13.0, 8.0)
 WIDTH_LEAST = 120
 """Columns, where the output is no terminal that says its own: a table that is cut says nothing."""
-TIER_COLOURS = COLOURS[3:] + COLOURS[:3]
+TIER_COLOURS = COLOURS[3:6] + COLOURS[:3]
 """Other than the first rows'."""
 Report = Mapping[str, Any]
 
@@ -132,7 +132,9 @@ def drawing(report: Report) -> Callable[[Figure], None]:
         ((over_time, attained), (stacked, hours)) = figure.subplots(2, 2, width_ratios=(3, 2))
         figure.suptitle(f"{report['manifest']} on {report['workload']}")
         for number, row in enumerate(rows):
-            _line(over_time, row["over_time"], row["name"], COLOURS[number % len(COLOURS)])
+            # The first the broadest, so that equal ones do not hide each other.
+            width = 1.2 + 3.0 * (1.0 - number / len(rows))
+            _line(over_time, row["over_time"], row["name"], COLOURS[number % len(COLOURS)], width)
         most = rows[0]["accelerators_max"]
         if most <= 2 * max(row["accelerators"]["max"] for row in rows):
             over_time.axhline(most, color="#888888", linestyle="--", linewidth=0.8, label="acceleratorsMax")
@@ -147,20 +149,23 @@ def drawing(report: Report) -> Callable[[Figure], None]:
     return draw
 
 
-def _line(axes: Axes, points: Sequence[Report], name: str, colour: str) -> None:
+def _line(axes: Axes, points: Sequence[Report], name: str, colour: str, width: float) -> None:
     for number, part in enumerate(_unbroken(points)):
         minutes = [point["at_s"] / 60.0 for point in part]
         values = [point["accelerators"] for point in part]
-        axes.step(minutes, values, where="post", color=colour, label=name if number == 0 else None)
+        label = name if number == 0 else None
+        axes.step(minutes, values, where="post", color=colour, linewidth=width, label=label)
 
 
 def _stack(axes: Axes, row: Report) -> None:
     names = list(row["tiers"])
+    colours = [*(TIER_COLOURS[number % len(TIER_COLOURS)] for number in range(len(names))), "#dddddd"]
     for number, part in enumerate(_unbroken(row["over_time"])):
         minutes = [point["at_s"] / 60.0 for point in part]
         layers = [[point["instances"][name] for point in part] for name in names]
-        labels = names if number == 0 else ()
-        axes.stackplot(minutes, layers, step="post", colors=TIER_COLOURS, labels=labels, linewidth=0)
+        layers.append([point["warm_pool"] for point in part])
+        labels = [*names, "warm pool"] if number == 0 else ()
+        axes.stackplot(minutes, layers, step="post", colors=colours, labels=labels, linewidth=0)
     axes.set(title=f"instances by tier, {row['name']}", xlabel="minutes", ylabel="instances", ylim=(0, None))
     axes.legend(fontsize="small", loc="lower right")
 
@@ -190,7 +195,7 @@ def _attained(axes: Axes, rows: Sequence[Report]) -> None:
         )
     axes.axhline(rows[0]["goal"], color="#888888", linestyle="--", linewidth=0.8)
     axes.set_xticks(range(len(names)), names)
-    axes.set(title="share of requests in time (dashed: the goal)", ylim=(None, 1.0), xlim=(-0.5, len(names) - 0.5))
+    axes.set(title="share of requests in time (dashed: the goal)", xlim=(-0.5, len(names) - 0.5))
     axes.grid(axis="y", alpha=0.3)
 
 
