@@ -60,7 +60,7 @@ def goodput(
     def share(seed: int, rate: float, least: float) -> float:
         return share_at(arena, contender, knobs, seed, prepared[seed], rate, least)
 
-    return searched(arena, policy, bounds(arena), share, levels)
+    return searched(arena, contender.name, bounds(arena), share, levels)
 
 
 def searched(
@@ -105,7 +105,7 @@ def searched(
             break
         start = best
     return Goodput(
-        contender.name, rates, {ceiling * (1.0 + arena.step) ** step: share for step, share in sorted(tried.items())}
+        policy, rates, {ceiling * (1.0 + arena.step) ** step: share for step, share in sorted(tried.items())}
     )
 
 
