@@ -78,9 +78,8 @@ def arriving(requests: Sequence[Request], rate: float, duration_s: float, seed: 
     return made
 
 
-def fleet_of(
-    setup: Setup, profile: Profile, homes: Sequence[str | None], requests: Sequence[Request], rejecting: bool = False
-) -> SimulatedFleet:
+def scenario_of(setup: Setup, profile: Profile, homes: Sequence[str | None], rejecting: bool = False) -> Scenario:
+    """A contender's fleet. The profile is what all believe, and the truth."""
     overload = Overload.REJECT if rejecting else Overload.QUEUE
     tiers = tuple(
         TierConfig(tier_name(tpot_s), 0.5, tpot_s, overload, budget) for tpot_s, budget in setup.budgets.items()
@@ -94,7 +93,7 @@ def fleet_of(
         for index in range(1, len(homes), 2):
             schedulers[index] = Scheduler.FCFS
             own_budgets[index] = by_name[homes[index] or tiers[-1].name]
-    scenario = Scenario(
+    return Scenario(
         core,
         tuple(homes),
         profile.latency,
@@ -104,9 +103,15 @@ def fleet_of(
         own_budgets,
         schedulers=schedulers,
     )
+
+
+def fleet_of(
+    setup: Setup, profile: Profile, homes: Sequence[str | None], requests: Sequence[Request], rejecting: bool = False
+) -> SimulatedFleet:
+    scenario = scenario_of(setup, profile, homes, rejecting)
     fleet = SimulatedFleet(scenario, requests)
     if rejecting and setup.place_by is not None and setup.door is not None:
-        fleet.core = RefusingCore(core, setup.place_by, setup.offer_by, setup.door)
+        fleet.core = RefusingCore(scenario.core, setup.place_by, setup.offer_by, setup.door)
     return fleet
 
 

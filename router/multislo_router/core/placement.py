@@ -64,14 +64,14 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
     return choice if choice is not None else spread(homes, request, now)
 
 
-def spread(homes: Homes, request: Request, now: float) -> Choice | None:
+def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_BONUS) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
     home = request.tier.index
     by_demand = homes.scheduler is Scheduler.SLO_AWARE
     others, rooms = (OTHER_BY_DEMAND, ROOMS_BY_DEMAND_MAX) if by_demand else (OTHER_CANDIDATES, ROOMS_MAX)
     candidates: list[tuple[float, int, Instance]] = []
     for index, ladder in enumerate(homes.tiers):
-        bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == home else (0.0, others)
+        bonus, most = (home_bonus, OWN_CANDIDATES) if index == home else (0.0, others)
         for instance in ladder.emptiest(most):
             load = load_with(instance, request, now)
             if not overloaded(instance, load):

@@ -1,0 +1,163 @@
+"""multislo with one of its parts switched off, each as a contender: the placements and planners that lack it. Called by
+`multislo simulate ablation`; nothing of this is in the production packages."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multislo_engine.planners import EngineView, Job, Plan, SloAware
+from multislo_engine.planners.chunks import admissible
+from multislo_engine.planners.view import Decodes, Slots
+from multislo_perf.profile import Profile
+from multislo_router.core.instance import Instance
+from multislo_router.core.ladder import Ladder
+from multislo_router.core.placement import HOME_BONUS, PLACEMENTS, Choice, Homes, OfferBy, PlaceBy, offered, spread
+from multislo_router.core.request import Request
+from multislo_router.core.room import load_with
+from multislo_sim.contenders import Contender, Setup, contender_named
+from multislo_sim.rivals import least
+
+# -- the router's parts ------------------------------------------------------------------------------------------------
+
+
+def place_of(setup: Setup) -> PlaceBy:
+    return setup.place_by or PLACEMENTS[setup.placement]
+
+
+def expecting(place_by: PlaceBy, output_tokens: Callable[[Request], int]) -> PlaceBy:
+    """The same placement believing other output lengths."""
+
+    def place(homes: Homes, request: Request, now: float) -> Choice | None:
+        request.output_tokens_expected = output_tokens(request)
+        return place_by(homes, request, now)
+
+    return place
+
+
+def _within_own_tier(place_by: PlaceBy) -> PlaceBy:
+    def place(homes: Homes, request: Request, now: float) -> Choice | None:
+        own = request.tier.index
+        tiers = [ladder if index == own else Ladder() for index, ladder in enumerate(homes.tiers)]
+        return place_by(homes._replace(tiers=tiers), request, now)
+
+    return place
+
+
+def _offered_within_own_tier(instance: Instance, request: Request, now: float) -> Choice | None:
+    return offered(instance, request, now) if instance.tier is request.tier else None
+
+
+def _load_alone(instance: Instance, request: Request, now: float) -> float:
+    return load_with(instance, request, now) - (HOME_BONUS if instance.tier is request.tier else 0.0)
+
+
+# -- the planner's parts -----------------------------------------------------------------------------------------------
+
+
+class _Unbanked:
+    """Decodes whose next token is due one TPOT from now at the latest: what they are early by is not seen."""
+
+    def __init__(self, decodes: Decodes, now: float) -> None:
+        self.jobs = decodes.jobs
+        self.tpot_s = decodes.tpot_s
+        self.kv_tokens = decodes.kv_tokens
+        self._due_s: NDArray[np.float64] = np.minimum(decodes.due_s, now + decodes.tpot_s)
+
+    @property
+    def due_s(self) -> NDArray[np.float64]:
+        return self._due_s.copy()
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutSlack(SloAware):
+    """An iteration takes at most its fraction of the tightest TPOT, however early the decodes are."""
+
+    def plan(self, now: float, view: EngineView) -> Plan:
+        return SloAware.plan(self, now, replace(view, decodes=cast(Decodes, _Unbanked(view.decodes, now))))
+
+
+@dataclass(frozen=True, slots=True)
+class WithAllDecodes(SloAware):
+    """Every decode takes part in every iteration."""
+
+    def _urgent(
+        self, view: EngineView, slacks: NDArray[np.float64], iteration_s: float, seats: int, prefilling: bool
+    ) -> Slots | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class InOrderOfArrival(SloAware):
+    """Prefills as they came."""
+
+    def order(self, job: Job) -> tuple[float, ...]:
+        return (job.sequence,)
+
+    def _admissible(self, now: float, view: EngineView) -> list[Job]:
+        return admissible(view, view.waiting[: self.waiting_considered])
+
+
+@dataclass(frozen=True, slots=True)
+class WithFixedChunk(SloAware):
+    """Chunks up to the cap, whatever time the decodes have."""
+
+    def _chunks(
+        self,
+        now: float,
+        view: EngineView,
+        prefills: list[Job],
+        lost: list[Job],
+        budget_s: float,
+        decodes: int,
+        kv_tokens: int,
+    ) -> list[tuple[Job, int]]:
+        return SloAware._chunks(self, now, view, prefills, lost, float("inf"), decodes, kv_tokens)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _routed(wrap: Callable[[Setup], PlaceBy], offer_by: OfferBy = offered) -> Callable[[Setup, Profile], Setup]:
+    return lambda setup, _: replace(setup, place_by=wrap(setup), offer_by=offer_by)
+
+
+def _planned(planner: type[SloAware]) -> Callable[[Setup, Profile], Setup]:
+    return lambda setup, profile: replace(setup, planner=planner(profile.latency))
+
+
+OUTPUT_TOKENS_PRIOR = 200
+_PARTS: dict[str, Callable[[Setup, Profile], Setup]] = {
+    "full": lambda setup, _: setup,
+    "no promotion": _routed(lambda setup: _within_own_tier(place_of(setup)), _offered_within_own_tier),
+    "no soft homes": _routed(lambda _: partial(spread, home_bonus=0.0)),
+    "no wait-time test": _routed(lambda _: least(_load_alone)),
+    "no KV admission": _routed(lambda setup: expecting(place_of(setup), lambda request: -request.prompt_tokens)),
+    "no length prediction": _routed(lambda setup: expecting(place_of(setup), lambda _: OUTPUT_TOKENS_PRIOR)),
+    "no slack spent": _planned(WithoutSlack),
+    "no decodes left out": _planned(WithAllDecodes),
+    "no dynamic chunk": _planned(WithFixedChunk),
+    "no EDF": _planned(InOrderOfArrival),
+}
+WHAT = {
+    "full": "multislo as it is",
+    "no promotion": "a request is placed on its own tier's instances alone, except at its last call",
+    "no soft homes": "one pool: the own tier's instances are not preferred",
+    "no wait-time test": "the least loaded that has memory; no deadline is tested before a request is placed",
+    "no KV admission": "nothing is reserved: memory is never short in the router's books",
+    "no length prediction": f"every output is believed to have {OUTPUT_TOKENS_PRIOR} tokens",
+    "no slack spent": "what decodes are early by is not spent: iterations within the tightest TPOT",
+    "no decodes left out": "every decode takes part in every iteration",
+    "no dynamic chunk": "chunks up to the cap, whatever time the decodes have",
+    "no EDF": "prefills in the order of their arrival",
+}
+
+
+def ablated(name: str) -> Contender:
+    """multislo without the part that the name says (one of `WHAT`)."""
+    change = _PARTS[name]
+    ours = contender_named("multislo")
+    return Contender(name, "ours", lambda profile, seed, knobs: change(ours.setup(profile, seed, knobs), profile))
