@@ -8,6 +8,7 @@ from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import EngineLimits
 from multislo_router.core.events import InstanceSpec, InstanceState, Scheduler
 from multislo_router.core.request import Request, Stage
+from multislo_router.core.stock_queue import StockQueue
 from multislo_router.core.tier import Tier
 
 CALIBRATION_MIN, CALIBRATION_MAX = 0.5, 4.0
@@ -63,6 +64,7 @@ class Instance:
         "prefill_share",
         "prefill_share_at",
         "prefills",
+        "queue",
         "refreshed_at",
         "scheduler",
         "spec",
@@ -93,6 +95,8 @@ class Instance:
         self.batch_tokens = spec.batch_tokens or (tier.config.batch_tokens if tier else limits.warm_batch_tokens)
         self.scheduler = spec.scheduler or limits.scheduler
         self.failed = False
+        self.queue = StockQueue(now)
+        """Where a stock engine is in its prompts."""
         self.calibration = 1.0
         self.prefills: dict[int, Request] = {}
         """In the order in which the engine will finish them."""
@@ -162,6 +166,7 @@ class Instance:
         request.kv_reserved = request.prompt_tokens + request.output_tokens_expected
         self.kv_reserved += request.kv_reserved
         self.tier_counts[request.tier.index] += 1
+        self.queue.before_admission(self, now)
         self.empty_since = None
         if not request.lost:
             self._count_tpot(request.tpot_s)
@@ -255,8 +260,10 @@ class Instance:
         was_head = next(iter(self.prefills)) == request.id
         del self.prefills[request.id]
         self.prefill_ended_at = now
-        if was_head and self.prefills:
-            self._set_head(now)
+        if was_head:
+            self.queue.left_head(request.prompt_tokens)
+            if self.prefills:
+                self._set_head(now)
 
     def release(self, request: Request, now: float) -> None:
         """Forget a request, at whatever stage it is."""
@@ -286,6 +293,7 @@ class Instance:
         """One token more for every decode but these: O(tiers), where nobody is late. Nothing is booked on the requests but `behind`."""
         since = self.boundary_at
         self.boundary_at = now
+        self.queue.boundary(self, now)
         self.ahead += 1
         missing = 0
         for request in left_out:
@@ -377,6 +385,15 @@ class Instance:
             return 0.0
         done = elapsed / self._head_span()
         return done if done < 0.95 else 0.95
+
+    def prefill_left_s(self, now: float) -> float:
+        """Seconds of prefill that are still to do here."""
+        work_s = 0.0
+        undone = 1.0 - self.head_progress(now)
+        for request in self.prefills.values():
+            work_s += undone * request.prefill_work_s
+            undone = 1.0
+        return self.calibration * work_s
 
     def calibrate_by_prefill(self, request: Request, now: float) -> None:
         """Its first token has come. If it was alone and took long enough to tell, its span says how fast the instance is."""

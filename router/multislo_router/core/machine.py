@@ -212,6 +212,10 @@ class RouterCore:
         if instance.ahead and request.stage is Stage.DECODE:
             instance.catch_up(request)
         first = request.tokens == 0
+        gap = now - instance.boundary_at
+        ended = gap > BOUNDARY_SHARE * instance.iteration_s
+        if ended:
+            instance.queue.boundary(instance, now)
         if first:
             self._first_token(request, instance, now)
         if now <= request.due + request.tokens * request.tpot_s:
@@ -222,8 +226,7 @@ class RouterCore:
         request.tokens += count
         request.last_token_at = now
         instance.kv_decode_tokens += count
-        gap = now - instance.boundary_at
-        if gap > BOUNDARY_SHARE * instance.iteration_s:
+        if ended:
             if not instance.prefills and not first and instance.boundary_at >= instance.prefill_ended_at:
                 instance.calibrate(gap / count, instance.iteration_s / instance.calibration)
             instance.boundary_at = now

@@ -126,7 +126,9 @@ def nearly(homes: Homes, request: Request, now: float, tolerance_s: float) -> Ch
     best: Room | None = None
     for instance in _emptiest(homes):
         found = room(instance, request, now)
-        if found is not None and (best is None or found.least_s > best.least_s):
+        if found is None or (instance.scheduler is not Scheduler.SLO_AWARE and found.harm_s < 0.0):
+            continue  # what a stock engine does next is known: the tolerance is for the request's own deadline
+        if best is None or found.least_s > best.least_s:
             best = found
     if best is None or best.least_s < -tolerance_s:
         return None

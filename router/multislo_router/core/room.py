@@ -11,25 +11,23 @@ from math import inf
 from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
 from multislo_router.core.request import Request
+from multislo_router.core.stock_queue import walk
 
 LOAD_MAX = 1.1
 """Sustained load that a stock engine may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
 is what the moving mean errs by (at 1.0 long prompts wait for room that is there, at 1.4 the tightest tier pays)."""
 OWN_SHARE_MAX = 0.25
 """What one prompt adds to that at most: whether a very long one fits, the room test tells better than a moving mean."""
-DRAIN_SAFETY = 1.1
-"""The time until the prefills are through is believed to be this much longer, for those that decode meanwhile."""
 KV_SHARE = 0.97
 """Share of the KV cache that admissions may fill: blocks are not packed perfectly."""
 BACKLOG_MAX_S = 0.7
 """Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere."""
 LATE_LOAD_MAX = 0.8
 """Lost requests fill an instance up to this load only: filled to the brim it would make the next ones late too, and so on for ever."""
-LATE_SHARE = 0.02
+LATE_SHARE = 0.004
 """Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
 LATE_TPOT_S = 1.0
 """The pace that is still owed to a lost request."""
-CHUNK_LEAST = 16
 CHUNK_MAX = 2048
 """An SLO-aware engine's largest chunk, and the share of the least slack that its planner spends on an iteration."""
 SLACK_SHARE = 0.85
@@ -120,77 +118,17 @@ def room_for_late(instance: Instance, request: Request, now: float) -> Room | No
 
 
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:
-    """Walk the engine's queue at its token budget with the request in it. Prompts share iterations: the walk adds up their tokens, each
-    at a full iteration's price by the token, and their attention."""
+    """Follow the engine's queue, iteration by iteration, with the request in it."""
+    if instance.prefills and instance.prefill_left_s(now) > BACKLOG_MAX_S:
+        return None
+    own_at, second_at, harm = walk(instance, request, now)
     latency = instance.latency
-    factor = instance.calibration
-    decodes = len(instance.decodes)
-    chunk = instance.batch_tokens - decodes
-    if chunk < CHUNK_LEAST:
-        chunk = CHUNK_LEAST
-    decoding_s = latency.per_decode_s * decodes + latency.per_kv_token_s * instance.kv_decode_tokens
-    full_s = factor * (latency.tokens_s(chunk + decodes) + decoding_s)
-    token_s = full_s / chunk
-    own_s = request.prompt_tokens * token_s + factor * request.attention_s
-
-    harm = inf
-    if instance.prefills:
-        backlog_s, ahead_s, harm = _backlog(instance, request, now, token_s, own_s)
-        if backlog_s > BACKLOG_MAX_S:
-            return None
-        own_at = ahead_s + own_s
-        drained_s = backlog_s + own_s
-    else:
-        # Alone: whole iterations, the last one as short as what is left of the prompt.
-        last = request.prompt_tokens % chunk or chunk
-        own_at = own_s - last * token_s + factor * (latency.tokens_s(last + decodes) + decoding_s)
-        if decodes:
-            wait_s = instance.boundary_at + instance.iteration_s - now
-            if wait_s > 0.0:
-                own_at += wait_s
-        drained_s = own_at
-
-    rounds = drained_s / full_s if drained_s > full_s else 1.0
-    drained_s *= DRAIN_SAFETY
-    full_s *= DRAIN_SAFETY
-    tpots = instance.tpots
-    for index, due in enumerate(instance.due_least):
-        # A decode gets a token an iteration: it keeps up where iterations are shorter than its TPOT, and lives on its slack else.
-        if due < inf and tpots[index] < full_s:
-            margin = due - now + (rounds - 1.0) * tpots[index] - drained_s
-            if margin < harm:
-                harm = margin
-    steady_s = instance.steady_s + factor * (
+    steady_s = instance.steady_s + instance.calibration * (
         latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * request.prompt_tokens
     )
-    until = request.due - now - own_at
-    second = until + request.tpot_s - steady_s
-    return Room(instance, second if second < until else until, harm, now + own_at, steady_s)
-
-
-def _backlog(
-    instance: Instance, request: Request, now: float, token_s: float, own_s: float
-) -> tuple[float, float, float]:
-    """(seconds of prefills queued in the engine, of those before the request, the least margin of those behind it)."""
-    factor = instance.calibration
-    by_due = instance.scheduler is Scheduler.PRIORITY
-    undone = 1.0 - instance.head_progress(now)
-    backlog = 0.5 * token_s * instance.batch_tokens if not by_due else 0.0
-    ahead = -1.0
-    harm = inf
-    first = True
-    for other in instance.prefills.values():
-        # By priority it passes what waits, but not the prompt that has begun.
-        if by_due and ahead < 0.0 and not first and request.due < other.due:
-            ahead = backlog
-        first = False
-        backlog += undone * (other.prompt_tokens * token_s + factor * other.attention_s)
-        undone = 1.0
-        if ahead >= 0.0 and not other.lost:
-            margin = other.due - now - backlog - own_s
-            if margin < harm:
-                harm = margin
-    return backlog, backlog if ahead < 0.0 else ahead, harm
+    until = request.due - own_at
+    second = request.due + request.tpot_s - second_at
+    return Room(instance, second if second < until else until, harm, own_at, steady_s)
 
 
 def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | None:

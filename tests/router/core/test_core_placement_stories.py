@@ -282,7 +282,7 @@ def test_tokens_that_came_early_are_slack_for_a_prompt(small_fleet, tokens, expe
     fleet.now = 0.145
     fleet.tokens(1, tokens)
 
-    made = fleet.arrive("loose", prompt_tokens=2_500)
+    made = fleet.arrive("loose", prompt_tokens=6_000)
 
     assert isinstance(made, expected)
 
