@@ -84,11 +84,12 @@ def lengths_asked(profile_name: str, trace: Path | None, workload: str | None) -
 
 
 def experiment(
-    known: Sequence[str], policies: Sequence[str] | None = None, instances: int = 20
+    known: Sequence[str], policies: Sequence[str] | None = None, instances: int | None = 20
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options that all experiments have and calls it with an `Asked` and whatever options it adds itself.
 
-    `known` are the names that `--policies` takes, `policies` those that are run where it is not given (None: all).
+    `known` are the names that `--policies` takes, `policies` those that are run where it is not given (None: all). `instances` is the
+    usual size of the fleet (None: the experiment has no `--instances`).
     """
     usual = tuple(known if policies is None else policies)
     said = "all" if policies is None else ",".join(usual)
@@ -106,7 +107,7 @@ def experiment(
                     trace.name if trace is not None else workload,
                     _named(policies, known, usual),
                     policies is not None,
-                    given.pop("instances"),
+                    given.pop("instances", 0),
                     tuple(range(1, given.pop("seeds") + 1)),
                     given.pop("quick"),
                     given.pop("jobs"),
@@ -128,9 +129,11 @@ def experiment(
                 help="Coarser: short windows (which flatter) and fewer points; the report tells which.",
             ),
             click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many."),
-            click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=instances, show_default=True),
             click.option("--policies", help=f"Names, separated by commas; default: {said}."),
         )
+        if instances is not None:
+            size = click.IntRange(min=INSTANCES_MIN)
+            asked = click.option("--instances", type=size, default=instances, show_default=True)(asked)
         for option in options:
             asked = option(asked)
         return workload_options(asked)

@@ -18,7 +18,7 @@ from multislo_sim.trial import Window, classed
 
 OURS, OURS_STOCK = "multislo", "multislo_stock"
 QUICK_STEP = 0.02
-QUICK_WINDOW = Window(40.0, 20.0, 5.0)
+QUICK_WINDOW = Window(30.0, 20.0, 5.0)
 """With less warm-up the cliff of capacity is not seen at all: all that plan ahead come to the bound."""
 HOPELESS = ("random", "least_requests", "power_of_two", "multislo_half")
 """Left out where it has to be quick: the first three were never the best of the naive, the last is no end of the scale."""
