@@ -31,14 +31,14 @@ RECOVERED = 0.99
 @click.option(
     "--load",
     type=click.FloatRange(0.1, 1.0),
-    default=0.8,
+    default=0.75,
     show_default=True,
     help="The usual rate, as a share of the fluid bound of the usual mix at 90 %.",
 )
 @click.option(
     "--factor",
     type=click.FloatRange(0.5, 4.0),
-    default=1.0,
+    default=1.2,
     show_default=True,
     help="The rate of the burst over the usual one.",
 )
@@ -156,7 +156,8 @@ def burst_figure(figure: Figure, report: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     for index, (policy, of) in enumerate(report["policies"].items()):
         shares = [float("nan") if share is None else share for share in of["in_time"]]
-        axes.plot(report["times_s"], shares, label=policy, color=COLOURS[index % len(COLOURS)])
+        width = max(1.0, 4.0 - 0.6 * index)  # those behind show beside those before
+        axes.plot(report["times_s"], shares, label=policy, color=COLOURS[index % len(COLOURS)], linewidth=width)
     axes.axvspan(*report["burst_s"], color="#dddddd", zorder=0, label="mix inverted")
     axes.set_xlabel("seconds, by when the request arrived")
     axes.set_ylabel("share in time")
