@@ -1,0 +1,132 @@
+"""`multislo simulate disaggregated`: goodput with prefill and decode on instances of their own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.table import Table
+
+from multislo_sim.bound import stage_bounds
+from multislo_sim.contenders import Knob
+from multislo_sim.disaggregated import KV_BYTES_PER_S, KV_BYTES_PER_TOKEN, KV_TRANSFER_S, attainable, play_stages
+from multislo_sim.disaggregated_contenders import MORE_PREFILL, POLICIES, policy_named
+from multislo_sim.experiments.asked import Asked, experiment
+from multislo_sim.experiments.goodput import goodput_figure, goodput_tables
+from multislo_sim.experiments.show import run_each, show, table_of
+from multislo_sim.experiments.tune import KEYS
+from multislo_sim.goodput import LEVELS, Arena, Goodput, searched
+from multislo_sim.trial import arriving, classed
+from multislo_sim.workloads.request import Request
+
+AGAINST = {"best_naive": ("naive",), "polyserve": ("polyserve",), "best_rival": ("rival", "polyserve")}
+INSTANCES_MIN = 5
+"""One that prefills, and one of each SLO class that decodes."""
+
+
+@click.command()
+@experiment([policy.name for policy in POLICIES])
+@click.option(
+    "--every-split", is_flag=True, help="Each policy at its best split of three on this trace: 3 times the cost."
+)
+def disaggregated(asked: Asked, every_split: bool) -> None:
+    """The rate at which 90 % and 99 % of the requests meet every deadline where some instances prefill and the others decode, by policy:
+    20 instances, PolyServe's SLO classes, no rejection, 100 s of warm-up and 80 s measured; against the fluid bound.
+
+    Example: multislo simulate disaggregated --trace azure.csv --quick
+    """
+    if asked.instances < INSTANCES_MIN:
+        raise click.UsageError(f"--instances: {asked.instances} must be at least {INSTANCES_MIN}")
+    arena = Arena(
+        asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, 0.02 if asked.quick else 0.01
+    )
+    parts: dict[tuple[str, Knob], tuple[Any, ...]] = {}
+    for name in asked.policies:
+        for more in MORE_PREFILL if every_split else (policy_named(name).chosen.get("more_prefill", 0),):
+            parts[name, more] = (arena, name, {"more_prefill": more})
+    found = run_each(stages_goodput, parts, asked.jobs)
+    report = {**asked.facts(), **disaggregated_report(arena, asked.policies, found)}
+    show(asked, report, disaggregated_tables(report), lambda figure: goodput_figure(figure, report))
+
+
+def served(arena: Arena, seed: int) -> list[Request]:
+    """The requests of a seed that a pair of idle instances can serve in time."""
+    return attainable(classed(arena.lengths, arena.profile, seed)[0], arena.profile.latency)
+
+
+def split_bounds(arena: Arena) -> dict[float, list[float]]:
+    """The fluid bound at each of `LEVELS` with 1, 2, ... instances that prefill."""
+    requests = served(arena, arena.seeds[0])
+    law, kv_tokens_max = arena.profile.latency, arena.profile.kv_tokens_max
+    return {
+        level: stage_bounds(requests, law, kv_tokens_max, KV_TRANSFER_S, arena.instances, level) for level in LEVELS
+    }
+
+
+def prefill_fluid(bounds: Mapping[float, Sequence[float]]) -> int:
+    """How many instances prefill where the bound is highest."""
+    rates = bounds[LEVELS[0]]
+    return rates.index(max(rates)) + 1
+
+
+def stages_goodput(arena: Arena, policy: str, knobs: Mapping[str, Knob]) -> Goodput:
+    bounds = split_bounds(arena)
+    contender = policy_named(policy)
+    prepared = {seed: served(arena, seed) for seed in arena.seeds}
+    fluid = prefill_fluid(bounds)
+
+    def share(seed: int, rate: float, least: float) -> float:
+        stages = contender.stages(arena.profile, seed, arena.instances, fluid, knobs)
+        load = arriving(prepared[seed], rate, arena.window.total_s, seed)
+        return play_stages(stages, arena.profile, load, arena.window, least).share
+
+    return searched(arena, policy, {level: max(bounds[level]) for level in LEVELS}, share)
+
+
+def disaggregated_report(
+    arena: Arena, policies: Sequence[str], found: Mapping[tuple[str, Knob], Goodput]
+) -> dict[str, Any]:
+    """The machine-readable answer, as `goodput_report`'s. `prefill` is how many instances prefill at a policy's best."""
+    bounds = split_bounds(arena)
+    fluid = prefill_fluid(bounds)
+    best: dict[str, dict[str, Any]] = {}
+    for name in policies:
+        rows = [(more, of) for (policy, more), of in found.items() if policy == name]
+        best[name] = {}
+        for level in LEVELS:
+            more, of = max(rows, key=lambda row: row[1].rates[level])
+            best[name][f"{KEYS[level]}_rps"] = round(of.rates[level], 3)
+            best[name][f"{KEYS[level]}_prefill"] = fluid + int(more)
+    report: dict[str, Any] = {
+        "instances": arena.instances,
+        "step": arena.step,
+        "rejecting": False,
+        "requests": len(served(arena, arena.seeds[0])),
+        "requests_left_out": len(arena.lengths) - len(served(arena, arena.seeds[0])),
+        "kv_bytes_per_token": KV_BYTES_PER_TOKEN,
+        "kv_bytes_per_s": KV_BYTES_PER_S,
+        "bound_rps": {KEYS[level]: round(max(bounds[level]), 3) for level in LEVELS},
+        "bound_prefill": fluid,
+        "policies": best,
+    }
+    for key, ours in (("", "multislo"), ("stock_", "multislo_stock")):
+        if ours in best:
+            report[f"{key}ratio"] = {level: _ratios(best, ours, f"{level}_rps") for level in KEYS.values()}
+            report[f"{key}share_of_bound"] = {
+                level: round(best[ours][f"{level}_rps"] / report["bound_rps"][level], 4) for level in KEYS.values()
+            }
+    return report
+
+
+def _ratios(best: Mapping[str, Mapping[str, float]], ours: str, key: str) -> dict[str, float | None]:
+    def to(groups: Sequence[str]) -> float | None:
+        rates = [best[policy.name][key] for policy in POLICIES if policy.group in groups and policy.name in best]
+        return round(best[ours][key] / max(rates), 4) if rates and max(rates) > 0.0 else None
+
+    return {name: to(groups) for name, groups in AGAINST.items()}
+
+
+def disaggregated_tables(report: Mapping[str, Any]) -> list[Table]:
+    splits = [(name, of["p90_prefill"], of["p99_prefill"]) for name, of in report["policies"].items()]
+    splits.append(("fluid bound", report["bound_prefill"], report["bound_prefill"]))
+    title = f"instances that prefill, of {report['instances']}"
+    return [*goodput_tables(report), table_of(title, ("policy", "90 %", "99 %"), splits)]
