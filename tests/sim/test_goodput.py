@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,12 +100,26 @@ def test_the_bound_with_rejection_is_the_higher_one() -> None:
     assert bounds(replace(arena, rejecting=True))[0.90] > 1.1 * bounds(arena)[0.90]
 
 
-def test_the_command_prints_the_stable_shape(tmp_path) -> None:
+def test_the_command_prints_the_stable_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multislo_sim.experiments.goodput.QUICK_WINDOW", SHORT)
     trace = tmp_path / "trace.csv"
     rows = [f"2023-11-16 18:15:{n % 60:02d}.0,{500 + 7 * n % 900},{20 + n % 60}" for n in range(200)]
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(sorted(rows)) + "\n")
-    asked = ["goodput", "--trace", str(trace), "--quick", "--instances", "4", "--json"]
-    result = CliRunner().invoke(simulate, [*asked, "--policies", "nobody"])
+    asked = ["goodput", "--trace", str(trace), "--quick", "--instances", "4", "--jobs", "1", "--json"]
+    png = tmp_path / "goodput.png"
+    result = CliRunner().invoke(simulate, [*asked, "--policies", "round_robin,multislo", "--png", str(png)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert set(report["policies"]["round_robin"]) == {"p90_rps", "p99_rps"}
+    assert report["ratio"]["p90"]["best_naive"] >= 1.0
+    assert {"best_naive", "polyserve", "best_rival"} <= set(report["ratio"]["p99"])
+    assert 0.5 < report["share_of_bound"]["p90"] <= 1.0
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_use_of_the_command_is_told() -> None:
+    asked = ["goodput", "--workload", "azure-like", "--policies", "nobody"]
+    result = CliRunner().invoke(simulate, asked)
     assert result.exit_code == 2
     assert "'nobody' is none of" in result.output
     result = CliRunner().invoke(simulate, ["goodput", "--json"])

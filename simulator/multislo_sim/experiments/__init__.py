@@ -2,12 +2,14 @@
 
 import click
 
-from multislo_sim.experiments.ablation import ablation
-from multislo_sim.experiments.beliefs import beliefs
-from multislo_sim.experiments.burst import burst
-from multislo_sim.experiments.disaggregated import disaggregated
-from multislo_sim.experiments.goodput import goodput
-from multislo_sim.experiments.sizes import sizes
-from multislo_sim.experiments.tune import tune
+from multislo_sim.experiments import ablation, beliefs, burst, disaggregated, goodput, sizes, tune
 
-EXPERIMENTS: tuple[click.Command, ...] = (goodput, disaggregated, sizes, burst, ablation, beliefs, tune)
+EXPERIMENTS: tuple[click.Command, ...] = (
+    goodput.goodput,
+    disaggregated.disaggregated,
+    sizes.sizes,
+    burst.burst,
+    ablation.ablation,
+    beliefs.beliefs,
+    tune.tune,
+)
