@@ -72,7 +72,7 @@ def ablation_figure(figure: Figure, report: Mapping[str, Any]) -> None:
         rates = [report["parts"][name][f"{key}_rps"] for name in names]
         at = [index + 0.38 * (place - 0.5) for index in range(len(names))]
         bars = axes.barh(at, rates, 0.38, color=COLOURS[place], label=f"{key[1:]} % in time")
-        axes.bar_label(bars, [f"{rate:.0f}" for rate in rates], fontsize=7, padding=2)
+        axes.bar_label(bars, [f"{rate:.3g}" for rate in rates], fontsize=7, padding=2)
         axes.axvline(report["bound_rps"][key], color=COLOURS[place], linestyle=":", label=f"fluid bound, {key[1:]} %")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -52,7 +52,7 @@ WRONGS: dict[str, Wrong] = {
 @click.option(
     "--load",
     type=click.FloatRange(0.05, 1.0),
-    default=0.75,
+    default=0.85,
     show_default=True,
     help="The rate, as a share of the fluid bound at 90 %.",
 )

@@ -133,7 +133,7 @@ def goodput_figure(figure: Figure, report: Mapping[str, Any]) -> None:
         rates = [report["policies"][name][f"{key}_rps"] for name in names]
         positions = [index + 0.4 * (place - 0.5) for index in range(len(names))]
         bars = axes.bar(positions, rates, 0.4, label=label, color=COLOURS[place])
-        axes.bar_label(bars, [f"{rate:.0f}" for rate in rates], fontsize=7)
+        axes.bar_label(bars, [f"{rate:.3g}" for rate in rates], fontsize=7)
         axes.axhline(report["bound_rps"][key], color=COLOURS[place], linestyle=":", label=f"fluid bound, {label[:4]}")
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_ylabel("requests a second")
