@@ -36,7 +36,7 @@ Report = Mapping[str, Any]
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: multislo plan --manifest examples/llama-h200.yaml --rate 50 --attainment 0.99 --peak 120",
 )
-@click.option("--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
+@click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
 @click.option("--rate", type=RATE, required=True, help="Requests a second, over all tiers, arriving at random.")
 @click.option(
     "--peak", type=RATE, help="The highest rate: what it takes becomes each tier's max, what --rate takes its min."

@@ -37,7 +37,7 @@ class ByManifest(click.Group):
     """A group whose command line may name a manifest instead of a command: then `what-if` is meant."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        named = any(arg == "--manifest" or arg.startswith("--manifest=") for arg in args)
+        named = any(arg in ("-f", "--manifest") or arg.startswith("--manifest=") for arg in args)
         if named and not any(arg in self.commands for arg in args[:1]):
             args = [str(what_if.name), *args]
         return super().parse_args(ctx, args)
@@ -48,7 +48,7 @@ class ByManifest(click.Group):
     epilog="Example: multislo simulate --manifest examples/llama-h200.yaml --trace yesterday.csv "
     "--vary tiers.realtime.slo.tpot=30ms --vary profile=llama-3.1-8b-h100-tp1",
 )
-@click.option("--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
+@click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
 @click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its requests, by its own stamps.")
 @click.option("--workload", type=click.Choice(sorted(SHAPES)), help="An hour of a built-in shape instead of a trace.")
 @click.option(

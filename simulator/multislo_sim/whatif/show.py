@@ -101,7 +101,9 @@ def _by_tier(rows: Sequence[Report], fixed: bool) -> Table:
 def table_of_text(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or column == "tier" else "right", no_wrap=index > 0)
+        table.add_column(
+            column, justify="left" if index == 0 or column == "tier" else "right", no_wrap=index > 0, overflow="fold"
+        )
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     return table
@@ -139,7 +141,7 @@ def drawing(report: Report) -> Callable[[Figure], None]:
         if most <= 2 * max(row["accelerators"]["max"] for row in rows):
             over_time.axhline(most, color="#888888", linestyle="--", linewidth=0.8, label="acceleratorsMax")
         over_time.set(title="accelerators over time", xlabel="minutes", ylabel="accelerators", ylim=(0, None))
-        over_time.legend(fontsize="small", loc="lower right")
+        figure.legend(*over_time.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
         _stack(stacked, rows[0])
         for axes in (over_time, stacked):
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -166,8 +168,13 @@ def _stack(axes: Axes, row: Report) -> None:
         layers.append([point["warm_pool"] for point in part])
         labels = [*names, "warm pool"] if number == 0 else ()
         axes.stackplot(minutes, layers, step="post", colors=colours, labels=labels, linewidth=0)
-    axes.set(title=f"instances by tier, {row['name']}", xlabel="minutes", ylabel="instances", ylim=(0, None))
-    axes.legend(fontsize="small", loc="lower right")
+    axes.set(
+        title=f"instances by tier, {row['name']}",
+        xlabel="minutes",
+        ylabel="instances",
+        ylim=(0, 1.25 * axes.get_ylim()[1]),
+    )
+    axes.legend(fontsize="small", loc="upper left", ncols=4)
 
 
 def _unbroken(points: Sequence[Report]) -> list[list[Report]]:
@@ -195,7 +202,11 @@ def _attained(axes: Axes, rows: Sequence[Report]) -> None:
         )
     axes.axhline(rows[0]["goal"], color="#888888", linestyle="--", linewidth=0.8)
     axes.set_xticks(range(len(names)), names)
-    axes.set(title="share of requests in time (dashed: the goal)", xlim=(-0.5, len(names) - 0.5))
+    known_shares = [of["attainment"] for row in rows for of in row["tiers"].values() if of["attainment"] is not None]
+    least = min([rows[0]["goal"], *known_shares])
+    edge = 0.06 * (1.0 - least) + 1e-4
+    title = "share of requests in time (dashed: the goal)"
+    axes.set(title=title, ylim=(least - edge, 1.0 + edge), xlim=(-0.5, len(names) - 0.5))
     axes.grid(axis="y", alpha=0.3)
 
 
@@ -204,7 +215,7 @@ def _hours(axes: Axes, rows: Sequence[Report]) -> None:
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(rows))]
     bars = axes.barh(range(len(rows)), values, min(0.8, 0.2 * len(rows)), color=colours)
     axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
-    axes.set_yticks(range(len(rows)), [fill(row["name"], 24) for row in rows], fontsize="small")
+    axes.set_yticks(range(len(rows)), [fill(row["name"], 28) for row in rows], fontsize="small")
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(title="accelerator-hours")
