@@ -13,12 +13,11 @@ from rich.table import Table
 from multislo_api.cli import manifest_at
 from multislo_api.duration import format_duration
 from multislo_perf.profile import ProfileInvalid
-from multislo_router.from_manifest import Unusable
 from multislo_sim.experiments.asked import SHAPED_REQUESTS
 from multislo_sim.experiments.show import told
 from multislo_sim.plan import RATE_MAX, Wish, planned
 from multislo_sim.whatif.answer import fixed_report
-from multislo_sim.whatif.case import Case, case_of
+from multislo_sim.whatif.case import Case, case_of, with_profile
 from multislo_sim.whatif.search import Found
 from multislo_sim.whatif.show import share, table_of_text, wide
 from multislo_sim.whatif.traffic import shares_of
@@ -37,9 +36,12 @@ Report = Mapping[str, Any]
     epilog="Example: multislo plan --manifest examples/llama-h200.yaml --rate 50 --attainment 0.99 --peak 120",
 )
 @click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
+@click.option("--profile", help="Instead of the manifest's: a shipped profile's name, or a path.")
 @click.option("--rate", type=RATE, required=True, help="Requests a second, over all tiers, arriving at random.")
 @click.option(
-    "--peak", type=RATE, help="The highest rate: what it takes becomes each tier's max, what --rate takes its min."
+    "--peak",
+    type=RATE,
+    help="The highest rate: what it takes becomes acceleratorsMax, what --rate takes each tier's min.",
 )
 @click.option(
     "--attainment",
@@ -57,6 +59,7 @@ Report = Mapping[str, Any]
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def plan(
     path: Path,
+    profile: str | None,
     rate: float,
     peak: float | None,
     attainment: float | None,
@@ -72,7 +75,7 @@ def plan(
 
     Exit codes: 0 the manifest's limits have room for it, 1 they have not or no fleet attains it, 2 wrong use.
     """
-    manifest = manifest_at(path)
+    manifest = with_profile(manifest_at(path), profile)
     if peak is not None and peak < rate:
         raise click.UsageError(f"--peak: {peak:g} must be at least --rate ({rate:g})")
     try:
@@ -86,7 +89,7 @@ def plan(
         if peak is not None:
             told(f"now at {peak:g} requests/s")
             found["peak"] = planned(case, wish, peak, told)
-    except (WorkloadInvalid, TraceInvalid, ProfileInvalid, Unusable) as error:
+    except (WorkloadInvalid, TraceInvalid, ProfileInvalid) as error:
         raise click.UsageError(str(error)) from None
     problems = [line for of in found.values() for line in problems_of(case, of, goal)]
     report: dict[str, Any] = {
@@ -143,20 +146,25 @@ def problems_of(case: Case, found: Found, goal: float) -> list[str]:
 
 
 def snippet(case: Case, found: Mapping[str, Found]) -> str | None:
-    """What to write into the manifest's `spec`."""
-    least, most = found["rate"].counts, found["peak"].counts if "peak" in found else None
-    if least is None or ("peak" in found and most is None):
-        return None
+    """What to write into the manifest's `spec`: minima for the rate, the budget for the peak. A tier's own `max` stays, or is raised where
+    it is in the way."""
+    spec = case.manifest.spec
+    counts = [of.counts for of in found.values()]
     lines = ["tiers:"]
-    total = 0
-    for name in case.tiers:
-        high = None if most is None else max(most[name], least[name], 1)
-        total += least[name] if high is None else high
-        bounds = f"min: {least[name]}" if high is None else f"min: {least[name]}, max: {high}"
-        lines += [f"  - name: {name}", f"    instances: {{{bounds}}}"]
-    needed = (total + case.manifest.spec.scaling.warm_pool.min) * case.per_instance
-    if most is not None or needed > case.manifest.spec.scaling.accelerators_max:
-        lines += ["scaling:", f"  acceleratorsMax: {needed}"]
+    most = 0
+    for each in counts:
+        if each is None:
+            return None
+        most = max(most, sum(each.values()))
+    for tier in spec.tiers:
+        least, needed = (each[tier.name] for each in (counts[0], counts[-1]) if each is not None)
+        bounds = f"min: {least}"
+        if "max" in tier.instances.model_fields_set:
+            bounds += f", max: {max(tier.instances.max, least, needed)}"
+        lines += [f"  - name: {tier.name}", f"    instances: {{{bounds}}}"]
+    budget = (most + spec.scaling.warm_pool.min) * case.per_instance
+    if "peak" in found or budget > spec.scaling.accelerators_max:
+        lines += ["scaling:", f"  acceleratorsMax: {budget}"]
     return "\n".join(lines)
 
 

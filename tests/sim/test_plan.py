@@ -66,9 +66,10 @@ def test_what_it_says_to_write_into_the_manifest_can_be_written_there(tmp_path, 
         assert tier["name"] == of["name"]
         tier["instances"] = of["instances"]
     document["spec"]["scaling"] |= snippet["scaling"]
-    planned = case_of("x", manifest_from(document))
-    most = {tier.name: tier.instances.max for tier in planned.manifest.spec.tiers}
-    assert sum(most.values()) >= report["peak"]["accelerators"]
+    planned = case_of("x", manifest_from(document)).manifest.spec
+    assert planned.scaling.accelerators_max == report["peak"]["accelerators"]
+    assert {tier.name: tier.instances.min for tier in planned.tiers} == report["rate"]["instances"]
+    assert planned.tiers[0].instances.max == 4
     assert report["peak"]["accelerators"] > report["rate"]["accelerators"]
 
 

@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from multislo_api.manifest import MultiSLOServing, manifest_from, manifest_yaml
+from multislo_perf.profile import ProfileInvalid
 from multislo_sim.bound import needs
 from multislo_sim.cli import simulate
 from multislo_sim.whatif.answer import Question, requests_of, row
-from multislo_sim.whatif.case import case_of
+from multislo_sim.whatif.case import case_of, with_profile
 from multislo_sim.whatif.play import play_fixed
 from multislo_sim.whatif.search import Limits, in_the_way, least_fleet, split
 from multislo_sim.whatif.traffic import Slice, busiest, denser, shares_of, slices
@@ -157,6 +158,15 @@ def test_a_change_that_cannot_be_made_is_told_with_what_is_legal(change: str, sa
     with pytest.raises(VaryInvalid) as raised:
         varied(fleet(), change)
     assert said in str(raised.value)
+
+
+def test_a_profile_in_a_cluster_is_replaced_by_hand() -> None:
+    document = fleet().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    document["spec"]["profile"] = {"configMap": "ours"}
+    manifest = manifest_from(document)
+    with pytest.raises(ProfileInvalid, match='"ours" is in a cluster; give --profile NAME'):
+        case_of("x", manifest)
+    assert case_of("x", with_profile(manifest, "llama-3.1-8b-h100-tp1")).profile.name == "llama-3.1-8b-h100-tp1"
 
 
 def test_shares_are_read_and_wrong_ones_named() -> None:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from multislo_api.manifest import MultiSLOServing
+from multislo_api.manifest import MultiSLOServing, ProfileConfigMap, ProfileFile
 from multislo_operator.decide.fleet import FleetSpec
 from multislo_operator.engine_flags import batch_tokens_of, startup_s
 from multislo_operator.observe import fleet_spec
 from multislo_perf.latency import LatencyModel
-from multislo_perf.profile import Profile
+from multislo_perf.profile import Profile, ProfileInvalid, shipped_profiles
 from multislo_router.core.config import CoreConfig
 from multislo_router.from_manifest import core_config, profile_of
 from multislo_sim.fleet import Scenario
@@ -88,12 +88,20 @@ class Case:
 
 
 def case_of(name: str, manifest: MultiSLOServing) -> Case:
-    """Raises `ProfileInvalid`, and `Unusable` for a profile in a cluster."""
+    """Raises `ProfileInvalid`, also for a profile in a cluster."""
+    profile = manifest.spec.profile
+    if isinstance(profile, ProfileConfigMap):
+        where = f"{name}: spec.profile.configMap"
+        raise ProfileInvalid(where, [f'"{profile.config_map}" is in a cluster; give --profile NAME or --profile PATH'])
     return Case(name, manifest, profile_of(manifest.spec))
 
 
-def gpus(case: Case, counts: Counts) -> int:
-    return case.per_instance * sum(counts.values())
+def with_profile(manifest: MultiSLOServing, profile: str | None) -> MultiSLOServing:
+    """The manifest with another profile, a shipped one's name or a path; None: its own. One in a cluster cannot be read here."""
+    if profile is None:
+        return manifest
+    named = profile if profile in shipped_profiles() else ProfileFile(file=profile)
+    return manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"profile": named})})
 
 
 def fitting(case: Case, requests: Sequence[Request]) -> tuple[list[Request], int]:

@@ -11,11 +11,10 @@ import click
 
 from multislo_api.cli import manifest_at
 from multislo_perf.profile import ProfileInvalid
-from multislo_router.from_manifest import Unusable
 from multislo_sim.bound import needs
 from multislo_sim.experiments.show import run_each, save, told
 from multislo_sim.whatif.answer import Question, Row, reported, requests_of, row
-from multislo_sim.whatif.case import Case, case_of
+from multislo_sim.whatif.case import Case, case_of, with_profile
 from multislo_sim.whatif.show import SIZE, drawing, tables, wide
 from multislo_sim.whatif.traffic import SPAN_LEAST_S, Slice, busiest, shares_of, slices
 from multislo_sim.whatif.vary import VaryInvalid, varied
@@ -30,7 +29,7 @@ SHAPED_S = 3600.0
 FIXED_SHARE = 0.3
 """Of the requests that a row plays, those that the search for the least fixed fleet plays, several times."""
 FILE = click.Path(path_type=Path, dir_okay=False)
-WRONG = (VaryInvalid, WorkloadInvalid, TraceInvalid, ProfileInvalid, Unusable)
+WRONG = (VaryInvalid, WorkloadInvalid, TraceInvalid, ProfileInvalid)
 
 
 class ByManifest(click.Group):
@@ -49,6 +48,7 @@ class ByManifest(click.Group):
     "--vary tiers.realtime.slo.tpot=30ms --vary profile=llama-3.1-8b-h100-tp1",
 )
 @click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
+@click.option("--profile", help="Instead of the manifest's: a shipped profile's name, or a path.")
 @click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its requests, by its own stamps.")
 @click.option("--workload", type=click.Choice(sorted(SHAPES)), help="An hour of a built-in shape instead of a trace.")
 @click.option(
@@ -77,6 +77,7 @@ class ByManifest(click.Group):
 @click.option("--png", type=FILE, help="Write a plot there, too.")
 def what_if(
     path: Path,
+    profile: str | None,
     trace: Path | None,
     workload: str | None,
     rate_factor: float,
@@ -94,7 +95,7 @@ def what_if(
     Plays the production router and autoscaler on simulated engines: instances start and stop as the operator would have it, within the
     manifest's limits. A request is in time if every token is.
     """
-    manifest = manifest_at(path)
+    manifest = with_profile(manifest_at(path), profile)
     try:
         raw = _traffic(trace, workload, seed)
         questions = [Question(BASE, manifest, rate_factor, None if shares is None else shares_of(shares), seed)]
