@@ -2,7 +2,7 @@
 `multislo simulate goodput`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor, log, log1p
 from statistics import mean
 
@@ -15,6 +15,12 @@ from multislo_sim.workloads.request import Request
 LEVELS = (0.90, 0.99)
 STRIDE = 0.06
 """The search strides by so much until it has the rate between two."""
+SCOUT = Window(30.0, 20.0, 5.0)
+SCOUT_STEP = 0.02
+"""Where the window is long, a search with a short one and one seed goes before, and tells where to begin."""
+SCOUT_FLATTERS = 0.02
+"""It is believed less so much."""
+SCOUTED_STRIDE = 0.02
 LEAST_OF_BOUND = 0.04
 """Of the bound: below it a goodput is given as 0."""
 
@@ -60,7 +66,11 @@ def goodput(
     def share(seed: int, rate: float, least: float) -> float:
         return share_at(arena, contender, knobs, seed, prepared[seed], rate, least)
 
-    return searched(arena, contender.name, bounds(arena), share, levels)
+    starts = None
+    if arena.window.total_s > 2.0 * SCOUT.total_s:
+        scout = replace(arena, window=SCOUT, seeds=arena.seeds[:1], step=max(arena.step, SCOUT_STEP))
+        starts = goodput(scout, contender, knobs, levels).rates
+    return searched(arena, contender.name, bounds(arena), share, levels, starts)
 
 
 def searched(
@@ -69,8 +79,10 @@ def searched(
     ceilings: Mapping[float, float],
     share: Callable[[int, float, float], float],
     levels: Sequence[float] = LEVELS,
+    starts: Mapping[float, float] | None = None,
 ) -> Goodput:
-    """The search itself: `share(seed, rate, least)` is what `share_at` says. The attainment at a rate is the mean over the seeds."""
+    """The search itself: `share(seed, rate, least)` is what `share_at` says; `starts` are rates near which a level's goodput is believed
+    to be. The attainment at a rate is the mean over the seeds."""
     ceiling = ceilings[LEVELS[0]]
     tried: dict[int, float] = {}
 
@@ -90,7 +102,8 @@ def searched(
 
     rates: dict[float, float] = {}
     start = round(-STRIDE / arena.step)
-    stride = max(1, round(STRIDE / arena.step))
+    stride = max(1, round((SCOUTED_STRIDE if starts else STRIDE) / arena.step))
+    least_step = lowest(arena.step)
     for level in sorted(levels):
         # No policy exceeds the bound: what a short window would show above it is not tried.
         top = floor(log(ceilings[level] / ceiling) / log1p(arena.step) + 1e-9)
@@ -98,7 +111,11 @@ def searched(
         def holds(step: int, level: float = level, top: int = top) -> bool:
             return step <= top and attained(step, level) >= level
 
-        best = highest(holds, start, lowest(arena.step), stride)
+        if starts:
+            near = starts[level] * (1.0 - SCOUT_FLATTERS) / ceiling
+            near_step = max(least_step, floor(log(near) / log1p(arena.step))) if near > 0.0 else least_step
+            start = near_step if level == min(levels) else min(start, near_step)
+        best = highest(holds, start, least_step, stride)
         rates[level] = 0.0 if best is None else ceiling * (1.0 + arena.step) ** best
         if best is None:
             rates.update(dict.fromkeys((other for other in levels if other > level), 0.0))
@@ -140,6 +157,7 @@ def highest(holds: Callable[[int], bool], start: int, lowest: int, stride: int) 
         good = start
         while holds(good + stride):
             good += stride
+            stride *= 2
         bad = good + stride
     else:
         bad = start

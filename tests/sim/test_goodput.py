@@ -13,7 +13,7 @@ from multislo_perf.profile import load_profile
 from multislo_sim.cli import simulate
 from multislo_sim.contenders import CONTENDERS, contender_named
 from multislo_sim.experiments.goodput import goodput_report
-from multislo_sim.goodput import Arena, bounds, goodput, highest
+from multislo_sim.goodput import Arena, bounds, goodput, highest, searched
 from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, play
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
 
@@ -26,6 +26,19 @@ SHORT = Window(1.0, 2.0, 0.5)
 def test_the_search_finds_the_last_rate_that_holds(edge: int, start: int, stride: int) -> None:
     found = highest(lambda step: step <= edge, start, -60, stride)
     assert found == (edge if edge >= -60 else None)
+
+
+@given(st.floats(0.03, 1.0), st.floats(0.0, 1.0))
+def test_wherever_a_search_begins_it_finds_the_same_rate(edge: float, start: float) -> None:
+    arena = Arena(PROFILE, LENGTHS[:10], 4, (1, 2), SHORT, 0.01)
+
+    def share(seed: int, rate: float, least: float) -> float:
+        return 0.0 if rate > 100.0 * edge else 0.97 if rate > 95.0 * edge else 1.0
+
+    ceilings = {0.90: 100.0, 0.99: 99.0}
+    plain = searched(arena, "", ceilings, share).rates
+    assert searched(arena, "", ceilings, share, starts={0.90: 100.0 * start, 0.99: 80.0 * start}).rates == plain
+    assert plain[0.90] <= 100.0 * edge
 
 
 def test_a_queue_that_grows_counts_as_nothing_served() -> None:
