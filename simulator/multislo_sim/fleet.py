@@ -110,6 +110,7 @@ class SimulatedFleet:
         self.records = [
             Record(request, request.tier or config.default_tier) for request in sorted(requests, key=lambda r: r.at_s)
         ]
+        self._shares = _shares(self.records)
         self.ended_late: list[int] = []
         """Numbers of the records that ended with a deadline missed."""
         self._heap: list[tuple[float, int, int]] = []
@@ -181,9 +182,15 @@ class SimulatedFleet:
         return late
 
     def backlog_s(self) -> float:
-        """Seconds of prefill work for each instance that have not yielded a first token."""
-        work_s = sum([r.prefill_work_s for r in self.core.requests.values() if r.stage in _UNSERVED])
-        return work_s / max(1, sum(life.state is not InstanceState.STARTING and not life.gone for life in self.lives))
+        """Seconds of prefill work for each instance that have not yielded a first token: those of the tier that has the most for its share
+        of the work, since a queue that grows in one tier alone grows, too."""
+        waiting: dict[str, float] = {}
+        for request in self.core.requests.values():
+            if request.stage in _UNSERVED:
+                name = request.tier.name
+                waiting[name] = waiting.get(name, 0.0) + request.prefill_work_s
+        serving = sum([life.state is not InstanceState.STARTING and not life.gone for life in self.lives])
+        return max([work_s / max(1.0, self._shares[name] * serving) for name, work_s in waiting.items()], default=0.0)
 
     def instance_seconds(self, from_s: float, to_s: float) -> float:
         """Seconds of accelerators held between two instants."""
@@ -358,6 +365,14 @@ class SimulatedFleet:
         ]:
             engine.abort(self.now, id)
             self._carry_out(self.core.handle(e.RequestEnded(self.now, id, e.Outcome.ENGINE_FAILED)))
+
+
+def _shares(records: Sequence[Record]) -> dict[str, float]:
+    """Each tier's share of the prompts' tokens."""
+    tokens: dict[str, int] = {}
+    for record in records:
+        tokens[record.tier] = tokens.get(record.tier, 0) + record.request.prompt_tokens
+    return {name: count / sum(tokens.values()) for name, count in tokens.items()}
 
 
 def attainment(records: Sequence[Record], start_s: float, end_s: float) -> dict[str, float]:

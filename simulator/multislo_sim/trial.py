@@ -21,7 +21,7 @@ KV_SHARE_MAX = 0.9
 IDLE_BATCH_TOKENS = 2048
 """Token budget of the idle instance that must be able to meet an SLO that is assigned: the same for all policies, whatever theirs is."""
 BACKLOG_MAX_S = 2.0
-"""Prefill work for each instance at the end: more is a queue that grows, and nothing counts as served."""
+"""Prefill work for each instance at the end, in the tier that has most of it: more is a queue that grows, and nothing counts as served."""
 HOPELESS_S = 4.0
 """More than this at any time, and the run is broken off."""
 
