@@ -111,7 +111,7 @@ def in_time_by_bin(
         index = int((record.request.at_s - WARMUP_S) // BIN_S)
         if 0 <= index < len(met):
             met[index].append(number not in late and record.missed == 0 and record.refused is None)
-    return [mean(bin) if bin else None for bin in met]
+    return [sum(bin) / len(bin) if bin else None for bin in met]
 
 
 def _bins() -> int:
