@@ -14,7 +14,7 @@ from multislo_perf.profile import ProfileInvalid
 from multislo_sim.bound import needs
 from multislo_sim.experiments.show import run_each, save, told
 from multislo_sim.whatif.answer import Question, Row, reported, requests_of, row
-from multislo_sim.whatif.case import Case, case_of, with_profile
+from multislo_sim.whatif.case import Case, case_of, fitting, with_profile
 from multislo_sim.whatif.show import SIZE, drawing, tables, wide
 from multislo_sim.whatif.traffic import SPAN_LEAST_S, Slice, busiest, shares_of, slices
 from multislo_sim.whatif.vary import VaryInvalid, varied
@@ -162,11 +162,10 @@ def _check(questions: Sequence[Question], cases: Sequence[Case], raw: Sequence[R
     for question, case in zip(questions, cases, strict=True):
         if names.count(question.name) > 1:
             raise VaryInvalid(f"--vary {question.name!r} is given twice")
-        few, _ = requests_of(case, question, raw[:10])
-        if not few and not requests_of(case, question, raw[:1000])[0]:
-            raise WorkloadInvalid(
-                f"{question.name}: no request fits spec.model.maxLength ({case.manifest.spec.model.max_length})"
-            )
+        requests_of(case, question, raw[:10])
+        if not fitting(case, raw)[0]:
+            most = case.manifest.spec.model.max_length
+            raise WorkloadInvalid(f"{question.name}: no request fits spec.model.maxLength ({most})")
 
 
 def _parts(base: Question, case: Case, raw: Sequence[Request], requests_max: int) -> tuple[list[Slice], Slice]:

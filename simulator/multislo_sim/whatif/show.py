@@ -43,7 +43,7 @@ def tables(report: Report) -> list[Table]:
                 row["name"],
                 f"{use['mean']:.1f}",
                 f"{use['min']}-{use['max']}",
-                f"{use['hours']:.1f}",
+                hours(use["hours"]),
                 change,
                 share(row["attainment"]),
                 share(worst),
@@ -109,6 +109,10 @@ def table_of_text(title: str | None, columns: Sequence[str], rows: Sequence[Sequ
     return table
 
 
+def hours(value: float) -> str:
+    return f"{value:.1f}" if value >= 10.0 else f"{value:.2f}"
+
+
 def tier_names(rows: Sequence[Report]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row["tiers"]))
 
@@ -131,7 +135,7 @@ def drawing(report: Report) -> Callable[[Figure], None]:
 
     def draw(figure: Figure) -> None:
         rows = report["rows"]
-        ((over_time, attained), (stacked, hours)) = figure.subplots(2, 2, width_ratios=(3, 2))
+        ((over_time, attained), (stacked, cost)) = figure.subplots(2, 2, width_ratios=(3, 2))
         figure.suptitle(f"{report['manifest']} on {report['workload']}")
         for number, row in enumerate(rows):
             # The first the broadest, so that equal ones do not hide each other.
@@ -146,7 +150,7 @@ def drawing(report: Report) -> Callable[[Figure], None]:
         for axes in (over_time, stacked):
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _attained(attained, rows)
-        _hours(hours, rows)
+        _hours(cost, rows)
 
     return draw
 
@@ -214,7 +218,7 @@ def _hours(axes: Axes, rows: Sequence[Report]) -> None:
     values = [row["accelerators"]["hours"] for row in rows]
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(rows))]
     bars = axes.barh(range(len(rows)), values, min(0.8, 0.2 * len(rows)), color=colours)
-    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
+    axes.bar_label(bars, [hours(value) for value in values], padding=3)
     axes.set_yticks(range(len(rows)), [fill(row["name"], 28) for row in rows], fontsize="small")
     axes.invert_yaxis()
     axes.margins(x=0.15)
