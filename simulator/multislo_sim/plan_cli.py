@@ -20,7 +20,7 @@ from multislo_sim.whatif.answer import fixed_report
 from multislo_sim.whatif.case import Case, case_of, with_profile
 from multislo_sim.whatif.search import Found
 from multislo_sim.whatif.show import share, table_of_text, wide
-from multislo_sim.whatif.traffic import shares_of
+from multislo_sim.whatif.traffic import shares_of, with_named_tiers
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths
 from multislo_sim.workloads.traces import TraceInvalid, read_trace
@@ -48,7 +48,9 @@ Report = Mapping[str, Any]
     type=click.FloatRange(0.5, 1.0),
     help="Share of each tier's requests in time. Default: the manifest's.",
 )
-@click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its lengths are used.")
+@click.option(
+    "--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its lengths (and tiers, if it names them) are used."
+)
 @click.option(
     "--workload",
     type=click.Choice(sorted(SHAPES)),
@@ -80,10 +82,10 @@ def plan(
         raise click.UsageError(f"--peak: {peak:g} must be at least --rate ({rate:g})")
     try:
         case = case_of(manifest.metadata.name, manifest)
-        lengths, source = _lengths(trace, workload)
+        lengths, source = _lengths(trace, workload, case.tiers)
         goal = manifest.spec.scaling.attainment if attainment is None else attainment
         wish = Wish(lengths, None if shares is None else shares_of(shares), goal, seed)
-        if shares is None and len(case.tiers) > 1:
+        if shares is None and len(case.tiers) > 1 and any(request.tier is None for request in lengths):
             told("requests are drawn over all tiers alike (--shares says otherwise)")
         found = {"rate": planned(case, wish, rate, told)}
         if peak is not None:
@@ -112,11 +114,11 @@ def plan(
     sys.exit(1 if problems else 0)
 
 
-def _lengths(trace: Path | None, workload: str | None) -> tuple[Sequence[Request], str]:
+def _lengths(trace: Path | None, workload: str | None, tiers: Sequence[str]) -> tuple[Sequence[Request], str]:
     if trace is not None and workload is not None:
         raise click.UsageError("give either --trace FILE or --workload NAME, not both")
     if trace is not None:
-        return read_trace(trace), trace.name
+        return with_named_tiers(read_trace(trace), trace, tiers), trace.name
     name = workload or "azure-like"
     return shaped_lengths(shape_named(name), SHAPED_REQUESTS, 1), name
 

@@ -198,6 +198,24 @@ def test_the_command_answers_with_a_row_for_each_change(tmp_path: Path) -> None:
     assert "drawn over all tiers alike" in " ".join(result.stderr.split())
 
 
+def test_tiers_that_the_trace_names_are_not_drawn(tmp_path: Path) -> None:
+    lines = [
+        {"timestamp": 100 * n, "input_length": 300, "output_length": 20, "tier": "batch" if n % 4 else "chat"}
+        for n in range(400)
+    ]
+    (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    arguments = written(tmp_path, traffic(2.0, 60.0), fleet())
+    arguments[3] = str(tmp_path / "named.jsonl")
+    result = asked([*arguments, "--vary", "tiers.chat=null", "--json"])
+    assert result.exit_code == 0, result.output
+    base, without = (row["tiers"] for row in json.loads(result.stdout)["rows"])
+    assert base["batch"]["requests_counted"] == pytest.approx(3 * base["chat"]["requests_counted"], abs=4)
+    assert without["batch"]["requests_counted"] == base["batch"]["requests_counted"] + base["chat"]["requests_counted"]
+    lines[7]["tier"] = "gold"
+    (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert "named.jsonl:8: tier: 'gold' must be a tier" in " ".join(asked(arguments).output.split())
+
+
 def test_people_get_tables_and_the_least_fixed_fleet_where_they_ask_for_it(tmp_path: Path) -> None:
     arguments = written(tmp_path, traffic(6.0, 60.0), fleet())
     result = asked([*arguments, "--shares", "chat=1", "--fixed", "--rate-factor", "2"])

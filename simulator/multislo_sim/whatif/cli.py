@@ -16,7 +16,7 @@ from multislo_sim.experiments.show import run_each, save, told
 from multislo_sim.whatif.answer import Question, Row, reported, requests_of, row
 from multislo_sim.whatif.case import Case, case_of, fitting, with_profile
 from multislo_sim.whatif.show import SIZE, drawing, tables, wide
-from multislo_sim.whatif.traffic import SPAN_LEAST_S, Slice, busiest, shares_of, slices
+from multislo_sim.whatif.traffic import SPAN_LEAST_S, Slice, busiest, shares_of, slices, with_named_tiers
 from multislo_sim.whatif.vary import VaryInvalid, varied
 from multislo_sim.workloads.build import built_in
 from multislo_sim.workloads.request import Request, WorkloadInvalid
@@ -97,7 +97,7 @@ def what_if(
     """
     manifest = with_profile(manifest_at(path), profile)
     try:
-        raw = _traffic(trace, workload, seed)
+        raw = _traffic(trace, workload, seed, [tier.name for tier in manifest.spec.tiers])
         questions = [Question(BASE, manifest, rate_factor, None if shares is None else shares_of(shares), seed)]
         questions += [_question(questions[0], change) for change in changes]
         cases = [case_of(question.name, question.manifest) for question in questions]
@@ -127,14 +127,14 @@ def what_if(
     _show(report, as_json, png)
 
 
-def _traffic(trace: Path | None, workload: str | None, seed: int) -> list[Request]:
+def _traffic(trace: Path | None, workload: str | None, seed: int, tiers: Sequence[str]) -> list[Request]:
     if (trace is None) == (workload is None):
         raise click.UsageError("give either --trace FILE or --workload NAME")
     raw = read_trace(trace) if trace is not None else built_in(str(workload), SHAPED_S, seed)
     span_s = raw[-1].at_s if raw else 0.0
     if span_s < SPAN_LEAST_S:
         raise WorkloadInvalid(f"--trace: its requests span {span_s:g} s, must be at least {SPAN_LEAST_S:g} s")
-    return raw
+    return raw if trace is None else with_named_tiers(raw, trace, tiers)
 
 
 def _question(base: Question, change: str) -> Question:
@@ -185,8 +185,10 @@ def notes(
 ) -> list[str]:
     """What whoever reads the answer should know of it."""
     said = []
-    if shares is None and len(cases[0].tiers) > 1:
-        said.append("tiers: the trace names none; requests are drawn over all tiers alike (--shares says otherwise)")
+    unnamed = sum(request.tier is None for request in raw)
+    if unnamed and shares is None and len(cases[0].tiers) > 1:
+        which = "the requests" if unnamed == len(raw) else f"{unnamed} of {len(raw)} requests"
+        said.append(f"tiers: {which} name none and are drawn over all tiers alike (--shares says otherwise)")
     span_s = raw[-1].at_s
     if len(parts) > 1:
         seconds = sum(part.length_s for part in parts)
