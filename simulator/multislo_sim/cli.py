@@ -47,6 +47,8 @@ def simulate(
 ) -> None:
     """The share of requests in time, by router policy, on a simulated fleet of fixed size (no rejection, PolyServe's SLO classes).
 
+    With --manifest FILE instead: what that fleet would take for a trace, with other options (multislo simulate what-if --help).
+
     Example: multislo simulate --workload azure-like --rate 105 --instances 4 --policy Pack --policy round_robin
     """
     if context.invoked_subcommand is not None:
