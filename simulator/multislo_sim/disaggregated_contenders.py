@@ -30,6 +30,8 @@ from multislo_sim.trial import homes_of, tier_name
 from multislo_sim.workloads.tiers import POLYSERVE_TPOT_S
 
 PREFILL_BUDGETS: tuple[Knob, ...] = (2048, 4096, 8192)
+"""Of stock engines that only prefill."""
+PREFILL_CHUNKS: tuple[Knob, ...] = (2048, 4096, 6144, 8192)
 MORE_PREFILL: tuple[Knob, ...] = (-1, 0, 1)
 """Prefill instances beyond what the fluid bound asks for: the trace decides how many that is, the policy how far from it is best."""
 DECODE_TOKENS = 2048
@@ -55,7 +57,7 @@ class Policy:
         knobs: Mapping[str, Knob] | None = None,
     ) -> Stages:
         """`prefill_fluid` of the instances prefill by the bound."""
-        values = {"more_prefill": 0, "batch_tokens": 4096, "homes": "nearest", **self.chosen, **(knobs or {})}
+        values = {"more_prefill": 0, "batch_tokens": 8192, "homes": "nearest", **self.chosen, **(knobs or {})}
         prefill, decode = self.build(profile, seed, values)
         count = min(instances - len(decode.budgets), max(1, prefill_fluid + int(values["more_prefill"])))
         homes = homes_up if values["homes"] == "up" else homes_of
@@ -208,15 +210,15 @@ POLICIES = (
         "multislo",
         "ours",
         _ours,
-        {"chunk_tokens": PREFILL_BUDGETS, "placement": ("Pack", "Spread"), "more_prefill": MORE_PREFILL},
-        {"chunk_tokens": 4096, "placement": "Spread"},
+        {"chunk_tokens": PREFILL_CHUNKS, "placement": ("Pack", "Spread"), "more_prefill": MORE_PREFILL},
+        {"chunk_tokens": 6144, "placement": "Spread"},
     ),
     Policy(
         "multislo_stock",
         "ours-stock",
         _ours_stock,
         {**_SPLIT, "placement": ("Pack", "Spread"), "scheduler": ("fcfs", "priority")},
-        {"placement": "Spread", "scheduler": "priority"},
+        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": 4096},
     ),
 )
 

@@ -69,9 +69,11 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
     home = request.tier.index
     by_demand = homes.scheduler is Scheduler.SLO_AWARE
     others, rooms = (OTHER_BY_DEMAND, ROOMS_BY_DEMAND_MAX) if by_demand else (OTHER_CANDIDATES, ROOMS_MAX)
+    # One tier alone (a pool that only prefills) is asked as far as all tiers together would be.
+    own = rooms if by_demand and len(homes.tiers) == 1 else OWN_CANDIDATES
     candidates: list[tuple[float, int, Instance]] = []
     for index, ladder in enumerate(homes.tiers):
-        bonus, most = (home_bonus, OWN_CANDIDATES) if index == home else (0.0, others)
+        bonus, most = (home_bonus, own) if index == home else (0.0, others)
         for instance in ladder.emptiest(most):
             load = load_with(instance, request, now)
             if not overloaded(instance, load):
