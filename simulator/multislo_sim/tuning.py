@@ -83,7 +83,7 @@ class _Search:
 
     def edge(self, knobs: Mapping[str, Knob], level: float, start: int) -> int | None:
         def holds(step: int) -> bool:
-            return step <= 0 and self.share(knobs, step, level - SEEN_BELOW) >= level
+            return step <= 0 and self.share(knobs, step, level) >= level
 
         return highest(holds, start, lowest(self.arena.step), max(1, round(0.06 / self.arena.step)))
 

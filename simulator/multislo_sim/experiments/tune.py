@@ -19,13 +19,14 @@ from multislo_sim.tuning import Tuned
 from multislo_sim.tuning import tune as tuned_of
 
 KEYS = {0.90: "p90", 0.99: "p99"}
-TUNING = Window(40.0, 30.0, 5.0)
-"""Shorter than where goodput is measured: values are only compared with each other."""
+TUNING = Window(30.0, 20.0, 5.0)
+INSTANCES = 10
+"""Shorter and smaller than where goodput is measured: values are only compared with each other, and a search has some twenty runs."""
 STEP = 0.02
 
 
 @click.command()
-@experiment([contender.name for contender in CONTENDERS], [c.name for c in CONTENDERS if c.knobs])
+@experiment([contender.name for contender in CONTENDERS], [c.name for c in CONTENDERS if c.knobs], INSTANCES)
 def tune(asked: Asked) -> None:
     """Search each policy's knobs on a trace, one knob after the other, at the rate of 99 % and then at that of 90 % in time.
 
