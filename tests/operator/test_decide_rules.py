@@ -339,3 +339,15 @@ def test_a_lowered_budget_is_obeyed_at_once() -> None:
 
 def test_the_target_fill_leaves_more_room_for_each_nine() -> None:
     assert [round(fill_target(a), 2) for a in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)] == [0.92, 0.9, 0.86, 0.78, 0.66, 0.6]
+
+
+def test_few_long_requests_need_more_room_than_many_short_ones_of_the_same_work() -> None:
+    def asks(rate: float) -> float:
+        figures = [replace(tier, arrival_rate=rate * tier.work_rate) for tier in tiers((2.0, 2.0, 2.0))]
+        row = seen_once(a_spec(), instances(tight=3, middle=3, loose=3), figures).tiers[-1]
+        return row.terms["quota"]
+
+    usual = 6.0 / fill_target(0.99)
+    assert asks(2.0) > asks(4.0) > asks(100.0) > 6.0
+    assert asks(1.0 / (10.0 * 6.0 * 0.08**2)) == pytest.approx(usual)
+    assert asks(1e6) > 6.0 + 0.5 * (usual - 6.0)

@@ -53,6 +53,14 @@ WEIGHT_MAX = 2.0
 WEIGHT_FORGOTTEN_S = 300.0
 """Each instance that is started because a tier's requests wait raises the tier's weight by a step; it falls back to 1 with this time
 constant."""
+CHANCE_SHARE = 0.75
+"""Of the room that the fill target leaves, this is there for what arrives at random. It grows with that noise, so with the root of the
+traffic: few long requests need more of it than many short ones. The rest is there for bursts, in proportion to the work."""
+NOISE_USUAL = 0.08
+"""Of the work: where the noise is this, the fleet is planned just as full as the target says."""
+CHANCE_MIN, CHANCE_MAX = 0.5, 2.0
+"""Times the work at the usual noise: real traffic scatters more than at random where it is dense, and a handful of requests tells little
+of how it does."""
 ROUNDING = 0.02
 """Hundredths of an instance are no reason for a whole one."""
 PEAK_BUCKETS = 24
@@ -85,7 +93,7 @@ class Need:
     noise: float
     """Standard deviation of `work`, had its requests arrived at random."""
     quota: float
-    """Sum of work, growth and backlog over the target fill."""
+    """Sum of work, growth and backlog with the room that the target fill leaves, as far as their noise asks for it."""
     quota_roomy: float
     """The quota with the margin for shrinking."""
 
@@ -139,9 +147,17 @@ def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]
         backlog = min(backlog, EXTRA_MAX * work)
         growth = min(max(trend * horizon_s - dead * noise, 0.0), EXTRA_MAX * work - backlog)
         needed = work + growth + backlog
-        roomy = (needed * (1.0 + SHRINK_MARGIN) + noise) / fill
-        answer.append(Need(tier.name, work, growth, backlog, noise, needed / fill, roomy))
+        room = 1.0 / fill - 1.0
+        quota = needed + room * _spare(needed, noise)
+        roomy = quota + (SHRINK_MARGIN * needed + noise) / fill
+        answer.append(Need(tier.name, work, growth, backlog, noise, quota, roomy))
     return tuple(answer)
+
+
+def _spare(needed: float, noise: float) -> float:
+    """What the room of the fill target is taken of: the work itself where the noise is the usual."""
+    chance = min(max(noise / NOISE_USUAL, CHANCE_MIN * needed), CHANCE_MAX * needed)
+    return (1.0 - CHANCE_SHARE) * needed + CHANCE_SHARE * chance
 
 
 def _slower(observed: FleetObserved) -> float:

@@ -2,14 +2,16 @@
 
 import click
 
-from multislo_sim.experiments import ablation, beliefs, burst, disaggregated, goodput, sizes, tune
+from multislo_sim.experiments import ablation, beliefs, burst, cost, day, disaggregated, goodput, sizes, tune
 
 EXPERIMENTS: tuple[click.Command, ...] = (
     goodput.goodput,
     disaggregated.disaggregated,
+    cost.cost,
     sizes.sizes,
     burst.burst,
     ablation.ablation,
     beliefs.beliefs,
+    day.day,
     tune.tune,
 )

@@ -209,7 +209,7 @@ def _homes(group: Group, names: Sequence[str], count: int) -> list[str]:
     need = {tier.name: tier.work_rate + 1e-6 for tier in group.tiers}
     homes = []
     for _ in range(count):
-        name = min(names, key=lambda name: (have[name] / need[name], name))
+        name = min(names, key=lambda name: ((have[name] + 1) / need[name], name))
         have[name] += 1
         homes.append(name)
     return homes

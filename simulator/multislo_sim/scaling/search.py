@@ -1,0 +1,82 @@
+"""The least that a law of scaling costs at an attainment: its settings are tried from a likely one until the leanest that reaches it is
+known. Called by the experiments `day` and `cost`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from multislo_perf.profile import Profile
+from multislo_sim.scaling.contenders import Setting, scaled_named
+from multislo_sim.scaling.trial import WARMUP_S, Load, Run, load_of, play_scaled
+from multislo_sim.workloads.day import Day
+from multislo_sim.workloads.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A setting, with the mean over the seeds; `run` is the first seed's."""
+
+    setting: Setting
+    attained: float
+    hours: float
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The cheapest run that reaches each level (None: no setting does), and all that were made."""
+
+    policy: str
+    best: Mapping[float, Tried | None]
+    tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is played on; every law gets the same loads."""
+
+    profile: Profile
+    lengths: tuple[Request, ...]
+    day: Day
+    seeds: tuple[int, ...]
+    levels: tuple[float, ...]
+    warmup_s: float = WARMUP_S
+
+
+def leanest(ground: Ground, policy: str) -> Found:
+    """Search one policy."""
+    scaled = scaled_named(policy)
+    loads = [load_of(ground.profile, ground.lengths, ground.day, seed, ground.warmup_s) for seed in ground.seeds]
+    tried: dict[int, Tried] = {}
+
+    def attained(index: int) -> float:
+        if index not in tried:
+            tried[index] = _try(policy, scaled.settings[index], loads)
+        return tried[index].attained
+
+    index = min(scaled.likely, len(scaled.settings) - 1)
+    for level in sorted(ground.levels, reverse=True):
+        while attained(index) < level and index < len(scaled.settings) - 1:
+            index += 1
+        while attained(index) >= level and index > 0 and attained(index - 1) >= level:
+            index -= 1
+    best = {level: _cheapest(list(tried.values()), level) for level in ground.levels}
+    return Found(policy, best, tuple(tried[index] for index in sorted(tried)))
+
+
+def _try(policy: str, setting: Setting, loads: Sequence[Load]) -> Tried:
+    scaled = scaled_named(policy)
+    runs = []
+    for load in loads:
+        setup = scaled.setup(load.profile, load.seed)
+        runs.append(play_scaled(setup, load, scaled.scaler(setup, load.profile, setting)))
+        if runs[-1].attained["all"] == 0.0:
+            break
+    return Tried(
+        setting, mean(run.attained["all"] for run in runs), mean(run.instance_s for run in runs) / 3600.0, runs[0]
+    )
+
+
+def _cheapest(tried: Sequence[Tried], level: float) -> Tried | None:
+    reach = [each for each in tried if each.attained >= level]
+    return min(reach, key=lambda each: each.hours) if reach else None
