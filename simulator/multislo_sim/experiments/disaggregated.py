@@ -26,7 +26,9 @@ INSTANCES_MIN = 5
 @click.command()
 @experiment([policy.name for policy in POLICIES])
 @click.option(
-    "--every-split", is_flag=True, help="Each policy at its best split of three on this trace: 3 times the cost."
+    "--every-split",
+    is_flag=True,
+    help="Each policy with the number of prefill instances (of three) and the homes that are best on this trace: 3 to 6 times the cost.",
 )
 def disaggregated(asked: Asked, every_split: bool) -> None:
     """The rate at which 90 % and 99 % of the requests meet every deadline where some instances prefill and the others decode, by policy:
@@ -39,13 +41,22 @@ def disaggregated(asked: Asked, every_split: bool) -> None:
     arena = Arena(
         asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, 0.02 if asked.quick else 0.01
     )
-    parts: dict[tuple[str, Knob], tuple[Any, ...]] = {}
+    parts: dict[tuple[Knob, ...], tuple[Any, ...]] = {}
     for name in asked.policies:
-        for more in MORE_PREFILL if every_split else (policy_named(name).chosen.get("more_prefill", 0),):
-            parts[name, more] = (arena, name, {"more_prefill": more})
+        usual = {"more_prefill": policy_named(name).chosen.get("more_prefill", 0)}
+        for knobs in splits(name) if every_split else [usual]:
+            parts[name, *knobs.values()] = (arena, name, knobs)
     found = run_each(stages_goodput, parts, asked.jobs)
     report = {**asked.facts(), **disaggregated_report(arena, asked.policies, found)}
     show(asked, report, disaggregated_tables(report), lambda figure: goodput_figure(figure, report))
+
+
+def splits(name: str) -> list[dict[str, Knob]]:
+    """The ways in which a policy's instances may be shared out: how many prefill and, where it keeps tiers apart, whose the others are."""
+    homes = policy_named(name).knobs.get("homes")
+    if homes is None:
+        return [{"more_prefill": more} for more in MORE_PREFILL]
+    return [{"more_prefill": more, "homes": home} for more in MORE_PREFILL for home in homes]
 
 
 def served(arena: Arena, seed: int) -> list[Request]:
@@ -73,24 +84,26 @@ def stages_goodput(arena: Arena, policy: str, knobs: Mapping[str, Knob]) -> Good
     contender = policy_named(policy)
     prepared = {seed: served(arena, seed) for seed in arena.seeds}
     fluid = prefill_fluid(bounds)
+    prefill = contender.stages(arena.profile, arena.seeds[0], arena.instances, fluid, knobs).prefill_instances
 
     def share(seed: int, rate: float, least: float) -> float:
         stages = contender.stages(arena.profile, seed, arena.instances, fluid, knobs)
         load = arriving(prepared[seed], rate, arena.window.total_s, seed)
         return play_stages(stages, arena.profile, load, arena.window, least).share
 
-    return searched(arena, policy, {level: max(bounds[level]) for level in LEVELS}, share)
+    return searched(arena, policy, {level: bounds[level][prefill - 1] for level in LEVELS}, share)
 
 
 def disaggregated_report(
-    arena: Arena, policies: Sequence[str], found: Mapping[tuple[str, Knob], Goodput]
+    arena: Arena, policies: Sequence[str], found: Mapping[tuple[Knob, ...], Goodput]
 ) -> dict[str, Any]:
-    """The machine-readable answer, as `goodput_report`'s. `prefill` is how many instances prefill at a policy's best."""
+    """The machine-readable answer, as `goodput_report`'s, of what was `found` by name and split: the first of a split is how many more
+    prefill than in the fluid bound's. `prefill` is how many prefill at a policy's best."""
     bounds = split_bounds(arena)
     fluid = prefill_fluid(bounds)
     best: dict[str, dict[str, Any]] = {}
     for name in policies:
-        rows = [(more, of) for (policy, more), of in found.items() if policy == name]
+        rows = [(split[1], of) for split, of in found.items() if split[0] == name]
         best[name] = {}
         for level in LEVELS:
             more, of = max(rows, key=lambda row: row[1].rates[level])
