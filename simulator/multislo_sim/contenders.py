@@ -196,7 +196,7 @@ CONTENDERS = (
             "batch_tokens": (*BUDGETS, *LONG_BUDGETS),
             "express": (0, 1, 2),
         },
-        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": "512/1024/2048/8192", "express": 0},
+        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": "512/1024/4096/8192", "express": 0},
     ),
 )
 

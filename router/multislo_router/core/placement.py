@@ -23,6 +23,11 @@ ROOMS_BY_DEMAND_MAX = 12
 OTHER_BY_DEMAND = 4
 """The same of engines that plan by deadlines: what an instance has room for depends on the deadlines there more than on its load, and who
 needs little time is placed by the first room asked for anyway."""
+TIGHT_SHARE = 0.8
+"""A prompt whose prefill alone takes more than this share of the time that it has left is tight: a stock engine that has begun with another
+prompt, or whose iterations are many, is too slow for it."""
+TIGHT_CANDIDATES, TIGHT_ROOMS_MAX = 8, 8
+"""Instances looked at for a tight prompt in each tier, and asked for room: few have it, and whom it misses now it hardly meets later."""
 PACK_LOAD = 0.85
 """Pack fills an instance up to this load (the reserve is what the tail of long prompts lives on), then spreads."""
 HOME_BONUS = 0.1
@@ -67,6 +72,8 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
 def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_BONUS) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
     home = request.tier.index
+    if homes.scheduler is not Scheduler.SLO_AWARE and request.prefill_work_s > TIGHT_SHARE * (request.due - now):
+        return _tight(homes, request, now)
     by_demand = homes.scheduler is Scheduler.SLO_AWARE
     others, rooms = (OTHER_BY_DEMAND, ROOMS_BY_DEMAND_MAX) if by_demand else (OTHER_CANDIDATES, ROOMS_MAX)
     # One tier alone (a pool that only prefills) is asked as far as all tiers together would be.
@@ -76,12 +83,23 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
         bonus, most = (home_bonus, own) if index == home else (0.0, others)
         for instance in ladder.emptiest(most):
             load = load_with(instance, request, now)
-            if not overloaded(instance, load):
+            if not overloaded(instance, request, load):
                 candidates.append((load - bonus, len(candidates), instance))
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
         candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
     return _first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, SHORT_SHARE)
+
+
+def _tight(homes: Homes, request: Request, now: float) -> Choice | None:
+    """For a prompt that only a stock engine can meet which does nothing else: where no prompt is, the largest token budget first (its
+    iterations are the fewest, and each one reads the decodes' KV again), then the fewest and shortest decodes."""
+    found: list[tuple[bool, int, float, int, Instance]] = []
+    for ladder in (*homes.tiers, homes.warm):
+        for instance in ladder.emptiest(TIGHT_CANDIDATES):
+            found.append((bool(instance.prefills), -instance.batch_tokens, instance.steady_s, len(found), instance))
+    found.sort()
+    return _first_with_room([each[-1] for each in found[:TIGHT_ROOMS_MAX]], request, now)
 
 
 def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:
@@ -109,7 +127,7 @@ def _first_with_room(
 
 def offered(instance: Instance, request: Request, now: float) -> Choice | None:
     """Whether a held request takes the room that an instance has just got."""
-    if overloaded(instance, load_with(instance, request, now)):
+    if overloaded(instance, request, load_with(instance, request, now)):
         return None
     return _first_with_room([instance], request, now)
 
@@ -127,8 +145,11 @@ def nearly(homes: Homes, request: Request, now: float, tolerance_s: float) -> Ch
     """The last try before a deadline is given up: the instance with the largest margin, if it is not worse than the tolerance."""
     best: Room | None = None
     for instance in _emptiest(homes):
+        by_demand = instance.scheduler is Scheduler.SLO_AWARE
+        if by_demand and overloaded(instance, request, load_with(instance, request, now)):
+            continue
         found = room(instance, request, now)
-        if found is None or (instance.scheduler is not Scheduler.SLO_AWARE and found.harm_s < 0.0):
+        if found is None or (not by_demand and found.harm_s < 0.0):
             continue  # what a stock engine does next is known: the tolerance is for the request's own deadline
         if best is None or found.least_s > best.least_s:
             best = found

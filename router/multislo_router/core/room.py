@@ -16,6 +16,9 @@ from multislo_router.core.stock_queue import walk
 LOAD_MAX = 1.1
 """Sustained load that a stock engine may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
 is what the moving mean errs by (at 1.0 long prompts wait for room that is there, at 1.4 the tightest tier pays)."""
+FOREIGN_LOAD_MAX = 0.9
+"""Sustained load up to which an SLO-aware engine takes requests of other tiers than its home. What their own prefills would add is not
+counted, or a long prompt would find no place in a fleet that is far from full."""
 OWN_SHARE_MAX = 0.25
 """What one prompt adds to that at most: whether a very long one fits, the room test tells better than a moving mean."""
 KV_SHARE = 0.97
@@ -24,11 +27,17 @@ BACKLOG_MAX_S = 0.7
 """Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere."""
 LATE_LOAD_MAX = 0.8
 """Lost requests fill an instance up to this load only: filled to the brim it would make the next ones late too, and so on for ever."""
-LATE_SHARE = 0.004
+LATE_SHARE = 0.02
 """Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
+LATE_STOCK_LOAD_MAX = 1.0
+"""As `LATE_LOAD_MAX`, of a stock engine: that nobody there is harmed is known of it."""
+LATE_PATIENCE_S = 5.0
+"""So long after its deadline nobody on a stock engine is harmed for a lost request: a long prompt would cost all who decode there."""
+LATE_STOCK_SHARE = 0.004
+"""As `LATE_SHARE`, after that."""
 LATE_TPOT_S = 1.0
 """The pace that is still owed to a lost request."""
-CHUNK_MAX = 2048
+CHUNK_MAX = 4096
 """An SLO-aware engine's largest chunk, and the share of the least slack that its planner spends on an iteration."""
 SLACK_SHARE = 0.85
 
@@ -72,10 +81,39 @@ def load_with(instance: Instance, request: Request, now: float) -> float:
     return instance.steady_s / tightest + instance.calibration * prefills
 
 
-def overloaded(instance: Instance, load: float) -> bool:
-    """Whether that load is more than a stock engine may reach. Of an engine that plans by deadlines the room test sees the work that
-    is due, and its decodes live on slack: a cap on its moving mean keeps out what has room."""
-    return load > LOAD_MAX and instance.scheduler is not Scheduler.SLO_AWARE
+def overloaded(instance: Instance, request: Request, load: float) -> bool:
+    """Whether that load is more than an engine may reach. Of one that plans by deadlines the room test sees the work that is due, and its
+    decodes live on slack: a cap on its moving mean keeps out what has room. But a full one keeps to its home tier."""
+    if instance.scheduler is not Scheduler.SLO_AWARE:
+        return load > LOAD_MAX
+    return _foreign_to_full(instance, request)
+
+
+def _foreign_to_full(instance: Instance, request: Request) -> bool:
+    """Whether a request is of another tier than a full instance's home. One that is tighter would make every iteration shorter, for as
+    long as it is there: mixed, all tiers pay the fixed cost of iterations as often as the tightest does, a tenth of the fleet. One that is
+    looser would take a place that the home's own tier finds nowhere else. (A lost one asks for no pace.)"""
+    home = instance.tier
+    if home is None or home is request.tier or (request.lost and request.tier.index < home.index):
+        return False
+    return _demand_with(instance, request) > FOREIGN_LOAD_MAX
+
+
+def _demand_with(instance: Instance, request: Request) -> float:
+    """The share of time that an engine which leaves out who has slack needs for its decodes, the request among them, and for the prefills
+    of late: a token once in its TPOT for each, and an iteration's fixed cost as often as the tightest asks for one."""
+    latency = instance.latency
+    each_s = latency.gemm_per_token_s + latency.per_decode_s
+    own_tpot_s = LATE_TPOT_S if request.lost else request.tpot_s
+    tightest_s = instance.tpot_tightest_s if instance.tpot_tightest_s < own_tpot_s else own_tpot_s
+    share = (latency.fixed_s + latency.gemm_s) / tightest_s
+    share += (each_s + latency.per_kv_token_s * request.prompt_tokens) / own_tpot_s
+    if instance.decodes:
+        each_s += latency.per_kv_token_s * instance.kv_decode_tokens / len(instance.decodes)
+    counts = instance.tier_counts
+    for index, tpot_s in enumerate(instance.tpots):
+        share += counts[index] * each_s / tpot_s
+    return instance.calibration * (share + instance.prefill_share)
 
 
 def fits(instance: Instance, request: Request) -> bool:
@@ -112,9 +150,12 @@ def room_for_late(instance: Instance, request: Request, now: float) -> Room | No
     found = room(instance, request, now)
     if found is None:
         return None
-    if found.harm_s >= 0.0 and load_with(instance, request, now) <= LATE_LOAD_MAX:
+    stock = instance.scheduler is not Scheduler.SLO_AWARE
+    if found.harm_s >= 0.0 and load_with(instance, request, now) <= (LATE_STOCK_LOAD_MAX if stock else LATE_LOAD_MAX):
         return found
-    return found if instance.late_share_now(now) < LATE_SHARE else None
+    if stock and now - request.due < LATE_PATIENCE_S:
+        return None
+    return found if instance.late_share_now(now) < (LATE_STOCK_SHARE if stock else LATE_SHARE) else None
 
 
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:

@@ -201,4 +201,4 @@ def test_behind_other_prompts_the_predicted_first_token_is_within_an_iteration_o
 
     iteration_s = LAW.iteration_s(batch_tokens, 0, 0, 0)
     errors = {id: seen[id] - at for id, at in predicted.items()}
-    assert all(-1e-4 <= error <= iteration_s for error in errors.values()), errors
+    assert all(-1e-3 <= error <= iteration_s for error in errors.values()), errors
