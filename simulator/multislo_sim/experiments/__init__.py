@@ -2,7 +2,7 @@
 
 import click
 
-from multislo_sim.experiments import ablation, beliefs, burst, cost, day, disaggregated, goodput, sizes, tune
+from multislo_sim.experiments import ablation, beliefs, burst, cost, day, disaggregated, dynamo, goodput, sizes, tune
 
 EXPERIMENTS: tuple[click.Command, ...] = (
     goodput.goodput,
@@ -13,5 +13,6 @@ EXPERIMENTS: tuple[click.Command, ...] = (
     ablation.ablation,
     beliefs.beliefs,
     day.day,
+    dynamo.dynamo,
     tune.tune,
 )
