@@ -34,8 +34,8 @@ class Row:
 
     question: Question
     played: Sequence[Played]
-    too_long: int
-    """Requests that the router would refuse because of their length; they are not played."""
+    too_long: float
+    """Share of the requests that the router would refuse because of their length; they are not played."""
     fixed: Found | None
     span_s: float
     """Of the whole trace, or of what is played where it stands for nothing but itself."""
@@ -49,17 +49,18 @@ def row(
 ) -> Row:
     """`parts`: slices with the trace's requests in them (times from the slice's beginning), as they are in the trace."""
     case = case_of(question.name, question.manifest)
-    too_long = 0
+    too_long = given = 0
     played = []
     for part, raw in parts:
         requests, refused = requests_of(case, question, raw)
         too_long += refused
+        given += refused + len(requests)
         played.append(play_scaled(case, requests, part, question.seed))
     found = None
     if fixed_on is not None:
         part, raw = fixed_on
         found = least_fleet(case, requests_of(case, question, raw)[0], part, case.manifest.spec.scaling.attainment)
-    return Row(question, played, too_long, found, span_s)
+    return Row(question, played, too_long / max(1, given), found, span_s)
 
 
 def requests_of(case: Case, question: Question, raw: Sequence[Request]) -> tuple[list[Request], int]:
@@ -84,7 +85,7 @@ def reported(answer: Row) -> dict[str, Any]:
         "rate_factor": answer.question.rate_factor,
         "rate_rps": _rate(answer),
         "requests_counted": total.counted,
-        "requests_too_long": answer.too_long,
+        "too_long": answer.too_long,
         "accelerators": {
             "min": min(_accelerators(case, m) for played in answer.played for m in played.moments),
             "mean": (mean := _mean(answer, lambda m: _accelerators(case, m))),

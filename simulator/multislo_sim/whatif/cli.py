@@ -233,8 +233,8 @@ def remarks(answer: Mapping[str, Any]) -> list[str]:
             said.append(
                 f"{name}: {of['beyond']:.2%} of {tier}'s requests are out of reach: an idle instance would miss their SLO, too"
             )
-    if answer["requests_too_long"]:
-        said.append(f"{name}: {answer['requests_too_long']} requests are too long for the model and left out")
+    if answer["too_long"]:
+        said.append(f"{name}: {answer['too_long']:.2%} of the requests are too long for the engines and left out")
     fixed = answer["fixed"]
     if fixed and fixed["short"]:
         said.append(f"{name}: the fixed fleet is over the manifest's limits: {fixed['short']}")
