@@ -75,7 +75,7 @@ def test_an_iteration_takes_at_most_its_fraction_of_the_least_slack() -> None:
 
 def test_without_decodes_the_chunk_is_the_cap() -> None:
     plan = PLANNER.plan(0.0, view([], [prompt(1, 9000, due_s=9.0)]))
-    assert [tokens for _, tokens in plan.chunks] == [2048]
+    assert [tokens for _, tokens in plan.chunks] == [4096]
 
 
 def test_a_prompt_that_would_be_late_for_the_fixed_cost_of_iterations_gets_chunks_beyond_the_cap() -> None:
@@ -83,14 +83,14 @@ def test_a_prompt_that_would_be_late_for_the_fixed_cost_of_iterations_gets_chunk
     tight = PLANNER.plan(0.0, view([], [prompt(1, 9000, due_s=1.02 * whole_s)]))
     assert [tokens for _, tokens in tight.chunks] == [8192]
     loose = PLANNER.plan(0.0, view([], [prompt(1, 9000, due_s=2.0 * whole_s)]))
-    assert [tokens for _, tokens in loose.chunks] == [2048]
+    assert [tokens for _, tokens in loose.chunks] == [4096]
 
 
 def test_prompts_are_served_by_deadline_and_one_under_way_is_overtaken() -> None:
     under_way = prompt(1, 9000, due_s=9.0, context=4096)
     seen = view([], [prompt(2, 500, due_s=0.5), prompt(3, 300, due_s=3.0)], (under_way,))
     plan = PLANNER.plan(0.0, seen)
-    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(2, 500), (3, 300), (1, 1248)]
+    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(2, 500), (3, 300), (1, 3296)]
 
 
 def test_a_pressed_prompt_has_decodes_with_slack_left_out() -> None:
@@ -199,13 +199,13 @@ def test_overload_does_not_tip_it_into_iterations_that_are_all_fixed_cost() -> N
 def test_in_overload_those_who_can_be_in_time_go_before_the_lost() -> None:
     seen = view([], [prompt(1, 3000, due_s=-1.0), prompt(2, 3000, due_s=0.03), prompt(3, 1500, due_s=0.5)])
     plan = PLANNER.plan(0.0, seen)
-    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(3, 1500), (1, 548)]
+    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(3, 1500), (1, 2596)]
 
 
 def test_the_lost_get_a_few_tokens_beside_any_number_of_others() -> None:
-    seen = view([], [prompt(1, 3000, due_s=-1.0), *(prompt(id, 3000, due_s=1.0 + id) for id in range(2, 40))])
+    seen = view([], [prompt(1, 3000, due_s=-1.0), *(prompt(id, 6000, due_s=1.0 + id) for id in range(2, 40))])
     plan = PLANNER.plan(0.0, seen)
-    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(2, 2032), (1, 16)]
+    assert [(job.id, tokens) for job, tokens in plan.chunks] == [(2, 4080), (1, 16)]
 
 
 def test_an_engine_with_more_than_it_can_do_still_serves_most_in_time() -> None:

@@ -34,8 +34,9 @@ class SloAware:
     slack_fraction: float = 0.85
     """Of the least slack, what an iteration may take. The rest pays for the belief's error: .85 attains 51 req/s
     where .95 attains 36 (99 % of requests in time, long prompts)."""
-    chunk_tokens_max: int = 2048
-    """An iteration of more tokens saves nothing and makes whoever arrives meanwhile wait for its end."""
+    chunk_tokens_max: int = 4096
+    """A longer iteration wastes less of the time on its fixed cost (5 % of 2,048 tokens, 2.5 % of 4,096), but whoever arrives meanwhile
+    waits for its end."""
     chunk_tokens_tight: int = 8192
     """The cap where the first prefill would not be in time but for the fixed cost of iterations that this saves."""
     tight_share: float = 0.9
