@@ -7,6 +7,7 @@ from itertools import islice
 from math import inf
 
 from multislo_engine.planners.chunks import WAITING_CONSIDERED, admissible, cut
+from multislo_engine.planners.stock import stock_plan
 from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
 from multislo_perf.latency import LatencyModel
 
@@ -36,8 +37,10 @@ class DynamicChunk:
     def plan(self, now: float, view: EngineView) -> Plan:
         count = len(view.decodes.jobs)
         room = min(self.chunk_tokens_max, view.batch_tokens - count)
+        if room <= 0:
+            return stock_plan(view)
         queue = [*view.prefills, *admissible(view, islice(view.waiting, WAITING_CONSIDERED))]
-        if not queue or room <= 0:
+        if not queue:
             return Plan([])
         if self.by_deadline:
             queue.sort(key=self.order)
@@ -72,8 +75,10 @@ class QoServe:
     def plan(self, now: float, view: EngineView) -> Plan:
         count = len(view.decodes.jobs)
         room = min(self.chunk_tokens_max, view.batch_tokens - count)
+        if room <= 0:
+            return stock_plan(view)
         queue = self._queue(now, view)
-        if not queue or room <= 0:
+        if not queue:
             return Plan([])
         budget_s = inf
         if count:
