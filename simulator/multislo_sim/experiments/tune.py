@@ -99,7 +99,7 @@ def tune_figure(figure: Figure, report: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), [f"{name}: {one['knob']} {one['value']}" for name, one in rows], fontsize=6)
     axes.invert_yaxis()
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set_xlabel("share in time, less that of the best so far (at the same rate)")
+    axes.set_xlabel("share in time, less that of the best so far (at the same rate; runs broken off show too little)")
     axes.legend()
 
 
