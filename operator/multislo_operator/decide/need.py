@@ -79,7 +79,7 @@ def fill_target(attainment: float) -> float:
     A well placed fleet holds 0.93 in steady state; the rest is for bursts within one start-up time, and each nine costs as much.
     """
     nines = -log10(max(1.0 - attainment, 1e-4))
-    return min(0.92, max(0.60, 1.02 - 0.12 * nines))
+    return min(1.00, max(0.60, 1.02 - 0.12 * nines))
 
 
 @dataclass(frozen=True, slots=True)
