@@ -143,40 +143,40 @@ def _ours_stock(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup
 
 
 CONTENDERS = (
-    _stock("random", "naive", lambda seed, _: at_random(seed)),
+    _stock("random", "naive", lambda seed, _: at_random(seed), chosen={"batch_tokens": 2048}),
     _stock("round_robin", "naive", lambda *_: round_robin()),
     _stock("least_requests", "naive", lambda *_: least(requests_in_flight)),
     _stock("power_of_two", "naive", lambda seed, _: power_of_two(predicted_time, seed)),
     _stock("least_predicted_time", "naive", lambda *_: least(predicted_time)),
     _fixed("vllm_default", "default", lambda *_: round_robin(), {"batch_tokens": 8192}),
-    _stock("lmetric", "rival", lambda *_: least(lmetric)),
+    _stock("lmetric", "rival", lambda *_: least(lmetric), chosen={"batch_tokens": 2048}),
     _stock(
         "llm_d_headroom",
         "rival",
         lambda _, knobs: least(headroom(float(knobs["ttft_weight"]), bool(knobs["most"]))),
         knobs={"ttft_weight": (0.5, 0.8), "most": (False, True)},
-        chosen={"ttft_weight": 0.8, "most": False},
+        chosen={"ttft_weight": 0.8, "most": True},
     ),
     Contender(
         "static_partition",
         "rival",
         _static_partition,
         {"batch_tokens": BUDGETS, "engine": ("stock", "slo_aware")},
-        {"batch_tokens": 4096, "engine": "slo_aware"},
+        {"batch_tokens": 8192, "engine": "slo_aware"},
     ),
     Contender(
         "polyserve",
         "polyserve",
         _polyserve,
         {"final_attention": (0.5, 1.0), "by_deadline": (False, True), "chunk_tokens_max": (1024, 2048, 4096)},
-        {"final_attention": 1.0, "by_deadline": False, "chunk_tokens_max": 2048},
+        {"final_attention": 0.5, "by_deadline": False, "chunk_tokens_max": 4096},
     ),
     Contender(
         "qoserve",
         "rival",
         _qoserve,
         {"slack_fraction": (0.85, 0.95, 1.0), "alpha_most_s": (0.0, 0.00003, 0.0001, 0.001)},
-        {"slack_fraction": 0.95, "alpha_most_s": 0.0001},
+        {"slack_fraction": 0.85, "alpha_most_s": 0.0001},
     ),
     Contender("multislo", "ours", _ours, {"placement": ("Pack", "Spread")}, {"placement": "Spread"}),
     Contender(
