@@ -6,7 +6,7 @@ priority), so that what it does is known but for the time that it takes: the pro
 """
 
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from multislo_router.core.events import Scheduler
 from multislo_router.core.request import Request
@@ -103,58 +103,24 @@ class StockQueue:
             self.settle(instance)
 
 
-class Walked(NamedTuple):
-    first_token_at: float
-    second_token_at: float
-    harm_s: float
-
-
-def walk(instance: "Instance", request: Request, now: float) -> Walked:
+def walk(instance: "Instance", request: Request, now: float) -> tuple[float, float, float]:
     """The engine's iterations from now until the request has its second token: when its first two come, and the least margin of all other
     deadlines on the instance from the iteration on that its prompt first makes longer."""
-    queue = instance.queue
+    tpots = instance.tpots
+    dues = instance.due_least.copy()
+    at, decodes, kv_tokens, row, skip = _next_iteration(instance, now, dues)
+    if not row and request.prompt_tokens <= instance.batch_tokens - decodes:
+        return _walk_one(instance, request, now, at, decodes, kv_tokens, dues)
     latency = instance.latency
     factor = instance.calibration
-    decodes = len(instance.decodes)
-    kv_tokens = instance.kv_decode_tokens
-    tpots = instance.tpots
-    dues = instance.due_least
-    at = now
-    row: list[Request] = []
-    skip = 0
-    if decodes or instance.prefills:
-        queue.catch_up(instance, now)
-        if queue.ends_at > now:
-            at = queue.ends_at
-        kv_tokens += decodes
-        dues = [due + tpot_s for due, tpot_s in zip(dues, tpots, strict=True)]
-        if instance.prefills:
-            skip = queue.computed + queue.taken
-            for other in instance.prefills.values():
-                tokens = other.prompt_tokens
-                if skip >= tokens and not row:
-                    skip -= tokens
-                    decodes += 1
-                    kv_tokens += tokens
-                    due = other.due + other.tpot_s
-                    index = other.tier.index
-                    if due < dues[index] and not other.lost:
-                        dues[index] = due
-                else:
-                    row.append(other)
-    else:
-        dues = list(dues)
     place = len(row)
-    if not place:
-        skip = 0
     if place > 1 and instance.scheduler is Scheduler.PRIORITY:
         while place > 1 and row[place - 1].due > request.due:
             place -= 1
     row.insert(place, request)
 
     pair_s, token_s = latency.per_attention_pair_s, latency.per_chunk_token_s
-    harm = inf
-    own_at = second_at = at
+    harm = own_at = second_at = inf
     touched = False
     number = 0
     other = row[0]
@@ -213,8 +179,11 @@ def walk(instance: "Instance", request: Request, now: float) -> Walked:
                     if margin < harm:
                         harm = margin
         at += took_s
+        if own_at < inf and second_at == inf:
+            second_at = at - took_s * (times - 1) / times
         kv_tokens += times * decodes
-        dues = [due + times * tpot_s for due, tpot_s in zip(dues, tpots, strict=True)]
+        for index, tpot_s in enumerate(tpots):
+            dues[index] += times * tpot_s
         for index in range(first, number):
             done = row[index]
             decodes += 1
@@ -228,8 +197,70 @@ def walk(instance: "Instance", request: Request, now: float) -> Walked:
                 if due < dues[done.tier.index]:
                     dues[done.tier.index] = due
     at += factor * latency.iteration_s(0, 0, decodes, kv_tokens)
-    second_at = at if place == most - 1 else own_at + (at - own_at)
     for due in dues:
         if due - at < harm:
             harm = due - at
-    return Walked(own_at, second_at, harm)
+    return own_at, at if second_at == inf else second_at, harm
+
+
+def _next_iteration(instance: "Instance", now: float, dues: list[float]) -> tuple[float, int, int, list[Request], int]:
+    """When the next iteration begins, with how many decodes over how many tokens of KV, the prompts that it finds (in their order) and how
+    much of the first is computed. `dues`, by tier, are moved on to who decodes then."""
+    queue = instance.queue
+    decodes = len(instance.decodes)
+    kv_tokens = instance.kv_decode_tokens
+    row: list[Request] = []
+    if not decodes and not instance.prefills:
+        return now, 0, kv_tokens, row, 0
+    queue.catch_up(instance, now)
+    at = queue.ends_at if queue.ends_at > now else now
+    kv_tokens += decodes
+    for index, tpot_s in enumerate(instance.tpots):
+        dues[index] += tpot_s
+    skip = queue.computed + queue.taken
+    for other in instance.prefills.values():
+        tokens = other.prompt_tokens
+        if row or skip < tokens:
+            row.append(other)
+            continue
+        skip -= tokens
+        decodes += 1
+        kv_tokens += tokens
+        if not other.lost:
+            due = other.due + other.tpot_s
+            index = other.tier.index
+            if due < dues[index]:
+                dues[index] = due
+    return at, decodes, kv_tokens, row, skip if row else 0
+
+
+def _walk_one(
+    instance: "Instance",
+    request: Request,
+    now: float,
+    at: float,
+    decodes: int,
+    kv_tokens: int,
+    dues: list[float],
+) -> tuple[float, float, float]:
+    """`walk` where the whole prompt is computed in the next iteration, which begins `at` and is shared with nobody: the usual case."""
+    latency = instance.latency
+    factor = instance.calibration
+    tokens = request.prompt_tokens
+    own_at = at + factor * (
+        latency.tokens_s(tokens + decodes)
+        + latency.per_decode_s * decodes
+        + latency.per_kv_token_s * kv_tokens
+        + request.attention_s
+    )
+    second_at = own_at + factor * latency.iteration_s(0, 0, decodes + 1, kv_tokens + decodes + tokens)
+    believed = own_at + HARM_SAFETY * (own_at - now)
+    harm = inf
+    for due, tpot_s in zip(dues, instance.tpots, strict=True):
+        if due < inf:
+            margin = due + tpot_s - second_at
+            if due - believed < margin:
+                margin = due - believed
+            if margin < harm:
+                harm = margin
+    return own_at, second_at, harm
