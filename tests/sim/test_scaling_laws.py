@@ -100,7 +100,7 @@ def test_a_deployment_drops_what_starts_first_then_drains_the_least_loaded_and_s
         ],
         [],
     )
-    actions = Deployments([[name]], lambda: Hpa(work, 0.5, 0.0)).actions(0.0, observed, seen)
+    actions = Deployments([[name]], [Hpa(work, 0.5, 0.0)]).actions(0.0, observed, seen)
     assert [(type(action), action.instance) for action in actions if not isinstance(action, Start)] == [
         (Stop, "gone"),
         (Stop, "young"),
@@ -113,7 +113,7 @@ def test_new_instances_of_a_shared_pool_go_where_the_work_is():
     for of, work_rate in zip(seen.tiers, (0.1, 0.1, 2.0, 0.8), strict=True):
         of.work_rate = work_rate
     names = [of.name for of in seen.tiers]
-    actions = Deployments([names], lambda: Hpa(work, 1.0)).actions(0.0, FleetObserved([], []), seen)
+    actions = Deployments([names], [Hpa(work, 1.0)]).actions(0.0, FleetObserved([], []), seen)
     homes = [action.tier for action in actions if isinstance(action, Start)]
     assert (len(homes), homes.count(names[2])) == (3, 2)
 

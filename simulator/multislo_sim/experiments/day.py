@@ -30,11 +30,12 @@ def day(asked: Asked, hours: float) -> None:
 
     Example: multislo simulate day --trace azure.csv --policies multislo,hpa_work_shared,hpa_work
     """
-    curve = Day(asked.instances * rate_of_one(asked), 3600.0 * (0.5 * hours if asked.quick else hours))
+    one = rate_of_one(asked)
+    curve = Day(asked.instances * one, 3600.0 * (0.5 * hours if asked.quick else hours))
     ground = Ground(asked.profile, asked.lengths, curve, asked.seeds, LEVELS)
     found = run_each(leanest, {name: (ground, name) for name in asked.policies}, asked.jobs)
     report = day_report(asked, ground, found)
-    show(asked, report, day_tables(report), lambda figure: day_figure(figure, found))
+    show(asked, report, day_tables(report), lambda figure: day_figure(figure, found, one))
 
 
 def rate_of_one(asked: Asked) -> float:
@@ -137,17 +138,19 @@ def _said(hours: float | None) -> str:
     return "never" if hours is None else f"{hours:.2f}"
 
 
-def day_figure(figure: Figure, found: Mapping[str, Found]) -> None:
-    """Instances and load over the day, and attainment below: ours, and the cheapest law of each other group."""
+def day_figure(figure: Figure, found: Mapping[str, Found], rate_of_one: float) -> None:
+    """Instances and load (as the instances that could just serve it) over the day, and attainment below: ours, and the cheapest law of
+    each other group."""
     shown = _shown(found)
     if not shown:
         return
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     first = next(iter(shown.values())).run.bins
     peak = max(bin.instances for each in shown.values() for bin in each.run.bins)
-    scale = 0.6 * peak / max(bin.rate for bin in first)
+    least = [bin.rate / rate_of_one for bin in first]
+    worst = min(bin.attained for each in shown.values() for bin in each.run.bins)
     hours = [bin.at_s / 3600.0 for bin in first]
-    above.fill_between(hours, [bin.rate * scale for bin in first], color="#dddddd", label="requests a second, scaled")
+    above.fill_between(hours, least, step="post", color="#dddddd", label="load: the least by the fluid bound")
     for colour, (name, each) in zip(COLOURS, shown.items(), strict=False):
         bins = each.run.bins
         at = [bin.at_s / 3600.0 for bin in bins]
@@ -158,7 +161,7 @@ def day_figure(figure: Figure, found: Mapping[str, Found]) -> None:
     above.set_ylim(0.0, 1.35 * peak)
     above.legend(loc="upper left", fontsize=8)
     below.set_ylabel("% in time, each minute")
-    below.set_ylim(0.0, 103.0)
+    below.set_ylim(min(90.0, 100.0 * worst - 2.0), 101.0)
     below.set_xlabel("hours")
 
 

@@ -36,6 +36,10 @@ class Scaled:
         return contender_named(self.contender).setup(profile, seed)
 
 
+TILT = 0.3
+"""Of the tightest tier's target: a tight tier's instances can be filled less."""
+
+
 def _tier_names(setup: Setup) -> list[str]:
     return [tier_name(tpot_s) for tpot_s in setup.budgets]
 
@@ -47,11 +51,22 @@ def _decide(setup: Setup, profile: Profile, setting: Setting) -> Scaler:
 
 
 def _apart(law: Callable[[Setting], Law]) -> Callable[[Setup, Profile, Setting], Scaler]:
-    return lambda setup, profile, setting: Deployments([[name] for name in _tier_names(setup)], lambda: law(setting))
+    return lambda setup, profile, setting: Deployments(
+        [[name] for name in _tier_names(setup)], [law(setting) for _ in setup.budgets]
+    )
 
 
 def _together(law: Callable[[Setting], Law]) -> Callable[[Setup, Profile, Setting], Scaler]:
-    return lambda setup, profile, setting: Deployments([_tier_names(setup)], lambda: law(setting))
+    return lambda setup, profile, setting: Deployments([_tier_names(setup)], [law(setting)])
+
+
+def _tilted(setup: Setup, profile: Profile, setting: Setting) -> Scaler:
+    """A target for each tier: the tightest has the setting's, each looser one more."""
+    laws = [
+        Hpa(work, setting["target"] * (1.0 + TILT * index), setting["stabilization_s"])
+        for index, _ in enumerate(sorted(setup.budgets))
+    ]
+    return Deployments([[tier_name(tpot_s)] for tpot_s in sorted(setup.budgets)], laws)
 
 
 def _targets(*targets: float, stabilization_s: float = 300.0) -> tuple[Setting, ...]:
@@ -95,6 +110,7 @@ SCALED = (
     Scaled("hpa_work_shared_stock", "shared", "multislo_stock", _together(_hpa(work)), USUAL, 5),
     Scaled("hpa_work", "static", "static_partition", _apart(_hpa(work)), USUAL, 10),
     Scaled("hpa_work_60s", "static", "static_partition", _apart(_hpa(work)), SOON, 10),
+    Scaled("hpa_work_by_tier", "static", "static_partition", _tilted, USUAL, 11),
     Scaled("hpa_load", "static", "static_partition", _apart(_hpa(load)), USUAL, 10),
     Scaled(
         "hpa_concurrency",

@@ -169,11 +169,11 @@ class Deployments:
     """A law for each group of tiers, and what a Deployment does with its answer: starts at once, and on the way down what starts goes
     first, then the least loaded (Kubernetes would take the youngest)."""
 
-    def __init__(self, groups: Sequence[Sequence[str]], law: Callable[[], Law], instances_max: int = 1000) -> None:
+    def __init__(self, groups: Sequence[Sequence[str]], laws: Sequence[Law], instances_max: int = 1000) -> None:
         self._groups = [tuple(group) for group in groups]
-        self._laws = [law() for _ in groups]
+        self._laws = list(laws)
         self._instances_max = instances_max
-        self.every_s = self._laws[0].every_s
+        self.every_s = min(law.every_s for law in laws)
 
     def actions(self, now: float, observed: FleetObserved, status: CoreStatus) -> Sequence[Action]:
         made: list[Action] = [
