@@ -25,12 +25,11 @@ KV_SHARE = 0.97
 """Share of the KV cache that admissions may fill: blocks are not packed perfectly."""
 BACKLOG_MAX_S = 0.7
 """Prefill work that may wait inside one engine; more is better held in the router, where it can still be placed elsewhere."""
-LATE_LOAD_MAX = 0.8
-"""Lost requests fill an instance up to this load only: filled to the brim it would make the next ones late too, and so on for ever."""
+LATE_LOAD_MAX = 1.0
+"""Lost requests fill an instance up to this load only (of an SLO-aware engine, up to this demand): more would make the next ones late too,
+and so on for ever."""
 LATE_SHARE = 0.02
 """Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
-LATE_STOCK_LOAD_MAX = 1.0
-"""As `LATE_LOAD_MAX`, of a stock engine: that nobody there is harmed is known of it."""
 LATE_PATIENCE_S = 5.0
 """So long after its deadline nobody on a stock engine is harmed for a lost request: a long prompt would cost all who decode there."""
 LATE_STOCK_SHARE = 0.004
@@ -143,19 +142,21 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
 
 
 def room_for_late(instance: Instance, request: Request, now: float) -> Room | None:
-    """The room for a request that is lost: beside what the others need and a reserve for those to come, and a small share of the
-    instance in any case, or it would starve."""
-    if instance.prefills:
+    """The room for a request that is lost: beside what the others need, and a small share of the instance in any case, or it would
+    starve. A stock engine takes it while no prompt is there. An SLO-aware one puts it behind all others, so that it fills what they leave
+    of an iteration: one such prompt at a time keeps a full fleet from leaving anything."""
+    by_demand = instance.scheduler is Scheduler.SLO_AWARE
+    if instance.prefills and (not by_demand or any([other.lost for other in instance.prefills.values()])):
         return None
     found = room(instance, request, now)
     if found is None:
         return None
-    stock = instance.scheduler is not Scheduler.SLO_AWARE
-    if found.harm_s >= 0.0 and load_with(instance, request, now) <= (LATE_STOCK_LOAD_MAX if stock else LATE_LOAD_MAX):
+    load = _demand_with(instance, request) if by_demand else load_with(instance, request, now)
+    if found.harm_s >= 0.0 and load <= LATE_LOAD_MAX:
         return found
-    if stock and now - request.due < LATE_PATIENCE_S:
+    if not by_demand and now - request.due < LATE_PATIENCE_S:
         return None
-    return found if instance.late_share_now(now) < (LATE_STOCK_SHARE if stock else LATE_SHARE) else None
+    return found if instance.late_share_now(now) < (LATE_SHARE if by_demand else LATE_STOCK_SHARE) else None
 
 
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:
