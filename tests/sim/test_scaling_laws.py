@@ -6,10 +6,14 @@ from multislo_operator.decide.fleet import FleetObserved, InstanceObserved, Inst
 from multislo_operator.decide.plan import Drain, Start, Stop
 from multislo_perf.profile import load_profile
 from multislo_router.core.status import CoreStatus, InstanceStatus, TierStatus
+from multislo_sim.experiments.asked import Asked
+from multislo_sim.experiments.cost import cost_report, cost_table
+from multislo_sim.experiments.day import day_figure, day_report, day_tables
+from multislo_sim.experiments.show import show
 from multislo_sim.scaling.contenders import SCALED, scaled_named
 from multislo_sim.scaling.rivals import Deployments, Group, Hpa, OnPending, Saturation, concurrency, queue, work
-from multislo_sim.scaling.search import Found, Ground, leanest
-from multislo_sim.scaling.trial import least_instance_s, load_of, play_scaled
+from multislo_sim.scaling.search import Found, Ground, Tried, leanest
+from multislo_sim.scaling.trial import Bin, Run, least_instance_s, load_of, play_scaled
 from multislo_sim.trial import fleet_of, homes_of
 from multislo_sim.workloads.day import Burst, Day
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
@@ -155,3 +159,25 @@ def test_every_scaled_contender_builds_its_scaler_from_each_setting() -> None:
         setup = scaled.setup(PROFILE, 1)
         for setting in scaled.settings:
             assert scaled.scaler(setup, PROFILE, setting).every_s > 0.0
+
+
+def test_the_report_of_a_day_compares_hours_at_equal_attainment(tmp_path) -> None:
+    bins = tuple(Bin(60.0 * n, 4.0, 3.0 + n, 0.99) for n in range(3))
+
+    def found(policy: str, hours: float | None) -> Found:
+        tried = Tried({"target": 0.5}, 0.985, hours or 9.0, Run({"all": 0.985}, 3600.0 * (hours or 9.0), 5, 100, bins))
+        return Found(policy, {0.95: tried, 0.98: tried if hours else None}, (tried,))
+
+    asked = Asked(PROFILE, LENGTHS, "shape", (), False, 4, (1,), True, 1, True, tmp_path / "day.png")
+    ground = Ground(PROFILE, LENGTHS, Day(2.0, 420.0, 1.0, ()), (1,), (0.95, 0.98))
+    runs = {
+        name: found(name, hours)
+        for name, hours in (("multislo", 5.0), ("hpa_work_shared", 5.5), ("hpa_work", 10.0), ("polyserve", None))
+    }
+    report = day_report(asked, ground, runs)
+    assert report["ratio"]["p98"] == {"best_static": 0.5, "hpa_same_router": round(5.0 / 5.5, 4)}
+    assert report["policies"]["polyserve"]["p98_hours"] is None
+    show(asked, report, day_tables(report), lambda figure: day_figure(figure, runs, 3.0))
+    assert (tmp_path / "day.png").stat().st_size > 10_000
+    costs = cost_report(asked, Ground(PROFILE, LENGTHS, Day(2.0, 420.0, 1.0, ()), (1,), (0.99,)), {})
+    assert cost_table(costs).row_count == 1
