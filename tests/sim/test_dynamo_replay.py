@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from multislo_perf.profile import load_profile
 from multislo_sim.dynamo.engine import Usual, passes_told, write_profile
-from multislo_sim.dynamo.judged import ONE_TIER, ground_of, play_ours, shares_of
+from multislo_sim.dynamo.judged import ONE_TIER, Played, Shares, ground_of, play_ours, shares_of
 from multislo_sim.dynamo.replay import Asked, ReplayFailed, Served, read_run, replayed, write_trace
-from multislo_sim.experiments.dynamo import dynamo
+from multislo_sim.experiments.dynamo import dynamo, dynamo_report, dynamo_tables
 from multislo_sim.scaling.contenders import OURS as SETTINGS
 from multislo_sim.workloads.request import Request
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
@@ -114,6 +114,23 @@ def test_our_fleet_plays_the_day_that_their_replay_gets() -> None:
     assert played.shares.in_time > 0.9
     assert played.shares.in_time >= (played.shares.every_token or 0.0)
     assert played.hours > 0.3
+
+
+def test_the_report_compares_the_cheapest_settings_that_reach_a_level() -> None:
+    lengths = shaped_lengths(shape_named("mooncake-like"), 50, 1)
+    ground = ground_of(PROFILE, lengths, 0.05, 1600.0, True, 1)
+    played = [
+        Played("dynamo", "lean", Shares(0.96, 0.96, None), 4.0, 6, 20),
+        Played("dynamo", "generous", Shares(0.99, 0.99, None), 8.0, 20, 30),
+        Played("multislo", "attainment 0.9", Shares(0.97, 0.96, 0.97), 3.0, 8, 12),
+    ]
+
+    report = dynamo_report("mooncake-like", ground, played, {})
+
+    assert report["policies"]["dynamo"]["p95_hours"] == 4.0
+    assert report["policies"]["dynamo"]["p98_setting"] == "generous"
+    assert report["ratio"] == {"multislo": {"p95": 0.75, "p98": None}}
+    assert len(dynamo_tables(report)) == 3
 
 
 def test_an_interpreter_without_ai_dynamo_is_named_in_the_error() -> None:
