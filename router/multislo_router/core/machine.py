@@ -427,6 +427,8 @@ class RouterCore:
             instance.spec = spec
             instance.tier = tier
             self._list(instance)
+            if instance.batch_tokens > self._batch_tokens_largest:
+                self._batch_tokens_largest = instance.batch_tokens
         return self._tick(e.Tick(now)) if self.pending.count else NOTHING
 
     def _instance_failed(self, event: e.InstanceFailed) -> Sequence[d.Decision]:

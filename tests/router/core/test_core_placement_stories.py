@@ -300,3 +300,34 @@ def test_an_idle_instance_forgets_the_prompts_that_it_has_done(small_fleet):
     made = fleet.arrive("loose", prompt_tokens=20_000)
 
     assert isinstance(made, d.Place)
+
+
+def test_a_prompt_that_needs_nearly_all_of_its_ttft_goes_to_the_largest_budget(small_fleet):
+    fleet = small_fleet("tight", "loose", "loose", placement=Placement.SPREAD)
+    fleet.specs["c"] = e.InstanceSpec("c", "loose", e.InstanceState.READY, batch_tokens=8192, epoch=1)
+    fleet.tell_fleet()
+    fleet.arrive("loose", prompt_tokens=100)
+    fleet.arrive("loose", prompt_tokens=100)
+    fleet.now = 0.01
+    fleet.tokens(1)
+    fleet.tokens(2)
+
+    made = fleet.arrive("loose", prompt_tokens=31_000)
+
+    assert isinstance(made, d.Place)
+    assert made.instance == "c"
+    assert made.room_s > 0.0
+
+
+@pytest.mark.parametrize(("prompt_tokens", "expected"), [(1_000, d.Place), (8_000, d.Hold)])
+def test_a_prompt_waits_in_the_router_where_it_would_cost_a_queued_one_its_second_token(
+    small_fleet, prompt_tokens, expected
+):
+    fleet = small_fleet("loose")
+    fleet.specs["a"] = e.InstanceSpec("a", "loose", e.InstanceState.READY, batch_tokens=8192, epoch=1)
+    fleet.tell_fleet()
+    fleet.arrive("middle", prompt_tokens=12_000)  # its first token comes just in time, in 0.28 of 0.3 s
+
+    made = fleet.arrive("loose", prompt_tokens=prompt_tokens)
+
+    assert isinstance(made, expected)
