@@ -10,7 +10,7 @@ from rich.table import Table
 from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.day import rate_of_one
 from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
-from multislo_sim.scaling.contenders import SCALED, scaled_named
+from multislo_sim.scaling.contenders import SCALED, USUALLY, scaled_named
 from multislo_sim.scaling.search import Found, Ground, leanest
 from multislo_sim.scaling.trial import least_instance_s, load_of
 from multislo_sim.workloads.day import Day
@@ -20,7 +20,7 @@ STEADY_S, QUICK_S = 1800.0, 900.0
 
 
 @click.command()
-@experiment([scaled.name for scaled in SCALED], instances=8)
+@experiment([scaled.name for scaled in SCALED], USUALLY, instances=8)
 def cost(asked: Asked) -> None:
     """Instance-seconds a request for 99 % in time under a steady load, by law of scaling, each with its leanest setting that reaches it.
     --instances is the least that could serve the load.

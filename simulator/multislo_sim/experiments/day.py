@@ -10,7 +10,7 @@ from rich.table import Table
 from multislo_sim.bound import bound
 from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
-from multislo_sim.scaling.contenders import SCALED, scaled_named
+from multislo_sim.scaling.contenders import SCALED, USUALLY, scaled_named
 from multislo_sim.scaling.search import Found, Ground, Tried, leanest
 from multislo_sim.scaling.trial import STARTUP_S, WARMUP_S, least_instance_s, load_of
 from multislo_sim.trial import classed
@@ -21,7 +21,7 @@ OURS, OURS_STOCK = "multislo", "multislo_stock"
 
 
 @click.command()
-@experiment([scaled.name for scaled in SCALED], instances=8)
+@experiment([scaled.name for scaled in SCALED], USUALLY, instances=8)
 @click.option("--hours", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Of the compressed day.")
 def day(asked: Asked, hours: float) -> None:
     """Instance-hours of a day by law of scaling, each with the leanest setting that has 95 % or 98 % of the requests in time. The day has
