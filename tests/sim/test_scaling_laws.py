@@ -165,7 +165,9 @@ def test_the_report_of_a_day_compares_hours_at_equal_attainment(tmp_path) -> Non
     bins = tuple(Bin(60.0 * n, 4.0, 3.0 + n, 0.99) for n in range(3))
 
     def found(policy: str, hours: float | None) -> Found:
-        tried = Tried({"target": 0.5}, 0.985, hours or 9.0, Run({"all": 0.985}, 3600.0 * (hours or 9.0), 5, 100, bins))
+        tried = Tried(
+            {"target": 0.5}, 0.985, hours or 9.0, Run({"all": 0.985}, 3600.0 * (hours or 9.0), 5, 100, 7, bins)
+        )
         return Found(policy, {0.95: tried, 0.98: tried if hours else None}, (tried,))
 
     asked = Asked(PROFILE, LENGTHS, "shape", (), False, 4, (1,), True, 1, True, tmp_path / "day.png")

@@ -93,6 +93,7 @@ def _tried(each: Tried) -> dict[str, Any]:
         "attained_by_tier": {name: round(share, 4) for name, share in each.run.attained.items()},
         "hours": round(each.hours, 3),
         "instances_most": each.run.instances_most,
+        "starts": each.run.starts,
     }
 
 

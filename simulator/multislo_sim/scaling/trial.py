@@ -66,6 +66,8 @@ class Run:
     instance_s: float
     instances_most: int
     requests: int
+    starts: int
+    """Within the part that counts."""
     bins: tuple[Bin, ...] = ()
 
     @property
@@ -107,11 +109,12 @@ def play_scaled(setup: Setup, load: Load, scaler: Scaler, startup_s: tuple[float
             gc.enable()
     met = _met(fleet, counted)
     attained = {name: sum(each) / len(each) for name, each in met.items()}
+    starts = sum(start_s <= life.started_at < end_s for life in fleet.lives)
     if broken_off:
-        return Run({"all": 0.0}, fleet.instance_seconds(start_s, end_s), 0, len(counted))
+        return Run({"all": 0.0}, fleet.instance_seconds(start_s, end_s), 0, len(counted), starts)
     bins = _bins(fleet, load, counted, met["all"])
     most = max(ceil(bin.instances) for bin in bins)
-    return Run(attained, fleet.instance_seconds(start_s, end_s), most, len(counted), bins)
+    return Run(attained, fleet.instance_seconds(start_s, end_s), most, len(counted), starts, bins)
 
 
 def _met(fleet: SimulatedFleet, counted: range) -> dict[str, list[bool]]:
