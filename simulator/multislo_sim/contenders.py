@@ -3,7 +3,7 @@
 `knobs` are the values searched on the tuning trace (the Azure conversation trace), `chosen` what won there and is used everywhere else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from multislo_engine.planners import DynamicChunk, Planner, QoServe, SloAware
@@ -36,6 +36,14 @@ LONG_BUDGETS: tuple[Knob, ...] = ("512/1024/2048/8192", "512/1024/4096/8192", "1
 of 2,048 cost all of that. A router that follows the engines' queues can let decodes wait for such iterations as long as they have slack."""
 
 
+HOMES: Mapping[Knob, Sequence[float] | None] = {
+    "by share": None,
+    "tighter": (0.14, 0.22, 0.30, 0.34),
+    "tightest": (0.17, 0.24, 0.29, 0.30),
+}
+"""How a fleet that keeps its tiers apart may be split: a tight tier's work takes more instances than its share of the requests."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """One contender with its knobs set, for one profile."""
@@ -50,6 +58,8 @@ class Setup:
     express: int = 0
     """So many instances at the loose end have a budget of `express_tokens`, for prompts that need nearly all of their TTFT."""
     express_tokens: int = 8192
+    home_shares: Sequence[float] | None = None
+    """Each tier's share of the instances, tightest first; None: as the classes have of the requests."""
     stock_half: Mapping[float, int] | None = None
     """Every other instance has a stock engine with these budgets, by TPOT."""
     door: Door | None = None
@@ -106,13 +116,20 @@ def _static_partition(profile: Profile, seed: int, knobs: Mapping[str, Knob]) ->
     planner, door = (
         (SloAware(profile.latency), by_deadline) if knobs["engine"] == "slo_aware" else (None, in_queue_order)
     )
-    return Setup(budgets(profile, knobs["batch_tokens"]), within_own_tier(predicted_time), planner=planner, door=door)
+    return Setup(
+        budgets(profile, knobs["batch_tokens"]),
+        within_own_tier(predicted_time),
+        planner=planner,
+        door=door,
+        home_shares=HOMES[knobs["homes"]],
+    )
 
 
 def _polyserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
     place, offer = polyserve(float(knobs["final_attention"]))
     planner = DynamicChunk(profile.latency, bool(knobs["by_deadline"]), int(knobs["chunk_tokens_max"]))
-    return Setup(budgets(profile, knobs["chunk_tokens_max"]), place, offer, planner)
+    homes = HOMES[knobs["homes"]]
+    return Setup(budgets(profile, knobs["chunk_tokens_max"]), place, offer, planner, home_shares=homes)
 
 
 def _qoserve(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
@@ -161,21 +178,26 @@ CONTENDERS = (
         "static_partition",
         "rival",
         _static_partition,
-        {"batch_tokens": BUDGETS, "engine": ("stock", "slo_aware")},
-        {"batch_tokens": 8192, "engine": "slo_aware"},
+        {"homes": tuple(HOMES), "batch_tokens": BUDGETS, "engine": ("stock", "slo_aware")},
+        {"homes": "tighter", "batch_tokens": 8192, "engine": "slo_aware"},
     ),
     Contender(
         "polyserve",
         "polyserve",
         _polyserve,
-        {"final_attention": (0.5, 1.0), "by_deadline": (False, True), "chunk_tokens_max": (1024, 2048, 4096)},
-        {"final_attention": 0.5, "by_deadline": False, "chunk_tokens_max": 4096},
+        {
+            "homes": tuple(HOMES),
+            "final_attention": (0.5, 1.0),
+            "by_deadline": (False, True),
+            "chunk_tokens_max": (1024, 2048, 4096),
+        },
+        {"homes": "tighter", "final_attention": 0.5, "by_deadline": True, "chunk_tokens_max": 4096},
     ),
     Contender(
         "qoserve",
         "rival",
         _qoserve,
-        {"slack_fraction": (0.85, 0.95, 1.0), "alpha_most_s": (0.0, 0.00003, 0.0001, 0.001)},
+        {"slack_fraction": (0.7, 0.8, 0.85, 0.95, 1.0), "alpha_most_s": (0.0, 0.00003, 0.0001, 0.001)},
         {"slack_fraction": 0.85, "alpha_most_s": 0.0001},
     ),
     Contender("multislo", "ours", _ours, {"placement": ("Pack", "Spread")}, {"placement": "Spread"}),

@@ -138,7 +138,7 @@ def share_at(
     """The share of the requests in time at a rate; of less than `least` it is only known that it is less."""
     setup = contender.setup(arena.profile, seed, knobs)
     load = arriving(requests, rate, arena.window.total_s, seed)
-    fleet = fleet_of(setup, arena.profile, homes_of(arena.instances), load, arena.rejecting)
+    fleet = fleet_of(setup, arena.profile, homes_of(arena.instances, setup.home_shares), load, arena.rejecting)
     return play(fleet, arena.window, least).share
 
 

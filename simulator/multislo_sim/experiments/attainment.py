@@ -44,7 +44,7 @@ def attainments(
                     placement=Placement.PACK if policy in RIVALS else Placement(policy),
                 )
                 requests = arriving(classed(lengths, profile, seed)[0], rate, window.total_s, seed)
-                played = play(fleet_of(setup, profile, homes_of(instances), requests), window)
+                played = play(fleet_of(setup, profile, homes_of(instances, setup.home_shares), requests), window)
                 runs.append(played.attained)
             tiers = {name: mean(run[name] for run in runs if name in run) for name in runs[0]}
             rows.append({"rate": rate, "policy": policy, "attainment": tiers})

@@ -110,7 +110,7 @@ def share_believing(
         tokens = max(1, round(wrong.output_factor * mean(request.output_tokens for request in requests)))
         setup = replace(setup, place_by=expecting(place_of(setup), lambda _: tokens))
     scenario = replace(
-        scenario_of(setup, believed, homes_of(instances)),
+        scenario_of(setup, believed, homes_of(instances, setup.home_shares)),
         truth=profile.latency,
         truths={instances // 2: profile.latency.slower(wrong.slow)} if wrong.slow != 1.0 else {},
         report_delay_s=wrong.report_delay_s,

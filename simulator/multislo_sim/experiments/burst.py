@@ -98,10 +98,11 @@ def in_time_by_bin(
     """The share in time of those that arrived in each `BIN_S` from the end of the warm-up on; None of none."""
     requests = classed(lengths, profile, seed)[0]
     rate = load * bound(requests, profile.latency, profile.kv_tokens_max, instances, 0.90)
+    setup = contender_named(policy).setup(profile, seed)
     fleet = fleet_of(
-        contender_named(policy).setup(profile, seed),
+        setup,
         profile,
-        homes_of(instances),
+        homes_of(instances, setup.home_shares),
         burst_arrivals(requests, rate, factor, seed),
     )
     play(fleet, Window(WARMUP_S, BEFORE_S + BURST_S + AFTER_S - WARMUP_S, SETTLING_S))
