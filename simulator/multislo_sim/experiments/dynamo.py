@@ -29,7 +29,7 @@ LEVELS = (0.95, 0.98)
 POLICIES = ("multislo_stock", "multislo")
 LIKELY = 0.9
 """The production law's setting that is tried first."""
-TOLD_ONE = ((1.0, 1.0), (0.5, 0.5), (0.3, 0.3), (0.25, 0.25), (0.2, 0.2), (0.15, 0.4), (0.15, 0.15))
+TOLD_ONE = ((1.0, 1.0), (0.5, 0.5), (0.35, 0.35), (0.3, 0.3), (0.25, 0.25), (0.2, 0.2), (0.15, 0.4), (0.15, 0.28))
 TOLD_TIGHTEST = ((2.0, 2.5), (1.0, 1.0), (0.5, 1.0), (0.5, 0.6), (0.25, 1.0), (0.25, 0.6))
 """What NVIDIA's planner is told of TTFT and TPOT, as shares: the knob by which it is made generous. It knows no attainment: a TPOT near an
 idle engine's own (6 ms of 50) makes it start whatever it may."""
