@@ -32,7 +32,7 @@ BACKLOG_SPAN_MIN_S = 10.0
 """The backlog is to be worked off within one start-up time, but no sooner than this."""
 SLOWER_MAX = 2.0
 """Engines that are measured slower than the profile raise the need by at most this factor: beyond it the profile is wrong."""
-SHRINK_MARGIN = 0.10
+SHRINK_MARGIN = 0.06
 """Shrinking needs this much more room than the target leaves: the gap between going up and coming down."""
 CONFIRM_S = 2.5
 """A need that comes from averages must last this long."""
@@ -222,7 +222,7 @@ def with_regret(memory: Memory, now: float, grew: bool, shrank: bool) -> Memory:
 
 
 def _without_regret(memory: Memory, spec: FleetSpec, now: float) -> Memory:
-    if memory.shrunk_at is None or now - memory.shrunk_at <= REGRET_SPANS * spec.stabilization_s:
+    if memory.shrunk_at is None or now - memory.shrunk_at <= REGRET_SPANS * memory.patience * spec.stabilization_s:
         return memory
     return replace(memory, patience=max(1, memory.patience // 2), shrunk_at=None)
 

@@ -165,6 +165,10 @@ class OnPending:
         return group.replicas - 1 if empty and len(group.ready) > 1 else group.replicas
 
 
+COLD_S = 60.0
+"""So long after the router's start its averages say too little: an autoscaler that has just been installed would shrink a loaded fleet."""
+
+
 class Deployments:
     """A law for each group of tiers, and what a Deployment does with its answer: starts at once, and on the way down what starts goes
     first, then the least loaded (Kubernetes would take the youngest)."""
@@ -181,6 +185,8 @@ class Deployments:
             for seen in observed.instances
             if seen.state is InstanceState.DRAINING and seen.requests == 0
         ]
+        if observed.router_uptime_s < COLD_S:
+            return made
         room = self._instances_max - len(observed.instances)
         for names, law in zip(self._groups, self._laws, strict=True):
             group = _group(names, observed, status)
