@@ -28,6 +28,8 @@ BACKLOG_MAX_S = 0.7
 LATE_LOAD_MAX = 1.0
 """Lost requests fill an instance up to this load only (of an SLO-aware engine, up to this demand): more would make the next ones late too,
 and so on for ever."""
+LATE_EARLY_LOAD_MAX = 0.8
+"""The same of an SLO-aware engine while the lost have not waited for long: a burst passes, and those to come need the reserve."""
 LATE_SHARE = 0.02
 """Of an instance's time, what lost requests get even where it is full: they are served late, but served."""
 LATE_PATIENCE_S = 5.0
@@ -142,19 +144,21 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
 
 
 def room_for_late(instance: Instance, request: Request, now: float) -> Room | None:
-    """The room for a request that is lost: beside what the others need, and a small share of the instance in any case, or it would
-    starve. A stock engine takes it while no prompt is there. An SLO-aware one puts it behind all others, so that it fills what they leave
-    of an iteration: one such prompt at a time keeps a full fleet from leaving anything."""
+    """The room for a request that is lost: while no prompt is there and beside what the others need, and after a while a small share of
+    the instance in any case, or it would starve. An SLO-aware engine puts it behind all others, so that it fills what they leave of an
+    iteration: one such prompt at a time, after a while, keeps a full fleet from leaving anything."""
     by_demand = instance.scheduler is Scheduler.SLO_AWARE
-    if instance.prefills and (not by_demand or any([other.lost for other in instance.prefills.values()])):
+    patient = now - request.due < LATE_PATIENCE_S
+    filling = by_demand and not patient
+    if instance.prefills and (not filling or any([other.lost for other in instance.prefills.values()])):
         return None
     found = room(instance, request, now)
     if found is None:
         return None
-    load = _demand_with(instance, request) if by_demand else load_with(instance, request, now)
-    if found.harm_s >= 0.0 and load <= LATE_LOAD_MAX:
+    load = _demand_with(instance, request) if filling else load_with(instance, request, now)
+    if found.harm_s >= 0.0 and load <= (LATE_LOAD_MAX if filling or not by_demand else LATE_EARLY_LOAD_MAX):
         return found
-    if not by_demand and now - request.due < LATE_PATIENCE_S:
+    if not by_demand and patient:
         return None
     return found if instance.late_share_now(now) < (LATE_SHARE if by_demand else LATE_STOCK_SHARE) else None
 
