@@ -143,6 +143,7 @@ def _ours(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup:
         planner=SloAware(profile.latency),
         scheduler=Scheduler.SLO_AWARE,
         placement=Placement(str(knobs["placement"])),
+        home_shares=HOMES[knobs["homes"]],
     )
 
 
@@ -155,6 +156,7 @@ def _ours_stock(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup
         budgets(profile, knobs["batch_tokens"]),
         scheduler=Scheduler(str(knobs["scheduler"])),
         placement=Placement(str(knobs["placement"])),
+        home_shares=HOMES[knobs["homes"]],
         express=int(knobs["express"]),
     )
 
@@ -200,25 +202,38 @@ CONTENDERS = (
         {"slack_fraction": (0.7, 0.8, 0.85, 0.95, 1.0), "alpha_most_s": (0.0, 0.00003, 0.0001, 0.001)},
         {"slack_fraction": 0.85, "alpha_most_s": 0.0001},
     ),
-    Contender("multislo", "ours", _ours, {"placement": ("Pack", "Spread")}, {"placement": "Spread"}),
+    Contender(
+        "multislo",
+        "ours",
+        _ours,
+        {"homes": tuple(HOMES), "placement": ("Pack", "Spread")},
+        {"homes": "by share", "placement": "Spread"},
+    ),
     Contender(
         "multislo_half",
         "ours-half",
         _ours_half,
-        {"placement": ("Pack", "Spread"), "batch_tokens": BUDGETS},
-        {"placement": "Spread", "batch_tokens": "by tier"},
+        {"homes": tuple(HOMES), "placement": ("Pack", "Spread"), "batch_tokens": BUDGETS},
+        {"homes": "by share", "placement": "Spread", "batch_tokens": "by tier"},
     ),
     Contender(
         "multislo_stock",
         "ours-stock",
         _ours_stock,
         {
+            "homes": tuple(HOMES),
             "placement": ("Pack", "Spread"),
             "scheduler": ("fcfs", "priority"),
             "batch_tokens": (*BUDGETS, *LONG_BUDGETS),
             "express": (0, 1, 2),
         },
-        {"placement": "Spread", "scheduler": "fcfs", "batch_tokens": "512/1024/4096/8192", "express": 0},
+        {
+            "homes": "tighter",
+            "placement": "Spread",
+            "scheduler": "fcfs",
+            "batch_tokens": "512/1024/4096/8192",
+            "express": 0,
+        },
     ),
 )
 
