@@ -85,7 +85,7 @@ def _saturation(setting: Setting) -> Law:
 
 UTILISATIONS = (1.1, 1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
 USUAL, SOON = _targets(*UTILISATIONS), _targets(*UTILISATIONS, stabilization_s=60.0)
-"""With Kubernetes' stabilisation window, and with the one that ours has here."""
+"""With Kubernetes' stabilisation window, and with one of a minute."""
 OURS = tuple(
     {"attainment": attainment, "stabilization_s": 60.0}
     for attainment in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -103,8 +103,8 @@ SATURATIONS: tuple[Setting, ...] = tuple(
 )
 
 SCALED = (
-    Scaled("multislo", "ours", "multislo", _decide, OURS, 3),
-    Scaled("multislo_stock", "ours", "multislo_stock", _decide, OURS, 3),
+    Scaled("multislo", "ours", "multislo", _decide, OURS, 2),
+    Scaled("multislo_stock", "ours", "multislo_stock", _decide, OURS, 2),
     Scaled("hpa_work_shared", "shared", "multislo", _together(_hpa(work)), USUAL, 5),
     Scaled("hpa_work_shared_60s", "shared", "multislo", _together(_hpa(work)), SOON, 5),
     Scaled("hpa_load_shared", "shared", "multislo", _together(_hpa(load)), USUAL, 5),
