@@ -87,7 +87,7 @@ UTILISATIONS = (1.1, 1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45,
 USUAL, SOON = _targets(*UTILISATIONS), _targets(*UTILISATIONS, stabilization_s=60.0)
 """With Kubernetes' stabilisation window, and with one of a minute."""
 OURS = tuple(
-    {"attainment": attainment, "stabilization_s": 60.0}
+    {"attainment": attainment, "stabilization_s": 20.0}
     for attainment in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 )
 SATURATIONS: tuple[Setting, ...] = tuple(
