@@ -55,9 +55,6 @@ class Setup:
     planner: Planner | None = None
     scheduler: Scheduler = Scheduler.FCFS
     placement: Placement = Placement.PACK
-    express: int = 0
-    """So many instances at the loose end have a budget of `express_tokens`, for prompts that need nearly all of their TTFT."""
-    express_tokens: int = 8192
     home_shares: Sequence[float] | None = None
     """Each tier's share of the instances, tightest first; None: as the classes have of the requests."""
     stock_half: Mapping[float, int] | None = None
@@ -157,7 +154,6 @@ def _ours_stock(profile: Profile, seed: int, knobs: Mapping[str, Knob]) -> Setup
         scheduler=Scheduler(str(knobs["scheduler"])),
         placement=Placement(str(knobs["placement"])),
         home_shares=HOMES[knobs["homes"]],
-        express=int(knobs["express"]),
     )
 
 
@@ -225,14 +221,12 @@ CONTENDERS = (
             "placement": ("Pack", "Spread"),
             "scheduler": ("fcfs", "priority"),
             "batch_tokens": (*BUDGETS, *LONG_BUDGETS),
-            "express": (0, 1, 2),
         },
         {
             "homes": "tighter",
             "placement": "Spread",
             "scheduler": "fcfs",
-            "batch_tokens": "512/1024/4096/8192",
-            "express": 0,
+            "batch_tokens": "by tier",
         },
     ),
 )

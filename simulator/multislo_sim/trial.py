@@ -86,7 +86,7 @@ def scenario_of(setup: Setup, profile: Profile, homes: Sequence[str | None], rej
     )
     limits = EngineLimits(profile.kv_tokens_max, scheduler=setup.scheduler)
     core = CoreConfig(tiers, tiers[-1].name, profile.latency, limits, setup.placement)
-    own_budgets = {len(homes) - 1 - index: setup.express_tokens for index in range(setup.express)}
+    own_budgets: dict[int, int] = {}
     schedulers: dict[int, Scheduler] = {}
     if setup.stock_half is not None:
         by_name = {tier_name(tpot_s): budget for tpot_s, budget in setup.stock_half.items()}
