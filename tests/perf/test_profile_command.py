@@ -34,7 +34,7 @@ def test_show_prints_the_law_its_error_and_what_tiers_get() -> None:
 def test_show_in_json_gives_the_profile_and_its_tiers() -> None:
     shown = json.loads(_run("show", H100, "--json").stdout)
     assert shown["latency"]["weightsMs"] == load_document(H100).latency.weights_ms
-    assert [(tier["tpotMs"], tier["batchTokens"]) for tier in shown["tiers"]] == [(20, 512), (50, 1536), (100, 2048)]
+    assert [(tier["tpotMs"], tier["batchTokens"]) for tier in shown["tiers"]] == [(20, 512), (50, 3328), (100, 7936)]
     assert all(tier["decodesMax"] * 1024 <= shown["kvTokensMax"] for tier in shown["tiers"])
 
 
