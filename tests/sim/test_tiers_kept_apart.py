@@ -9,7 +9,7 @@ from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, pl
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
 
 
-@pytest.mark.parametrize(("rate", "demoted"), [(70.0, (0.1, 1.0)), (135.0, (0.0, 0.02))])
+@pytest.mark.parametrize(("rate", "demoted"), [(100.0, (0.1, 1.0)), (160.0, (0.0, 0.1))])
 def test_the_tight_go_to_a_looser_home_only_while_it_has_time_to_spare(
     rate: float, demoted: tuple[float, float]
 ) -> None:
@@ -25,4 +25,4 @@ def test_the_tight_go_to_a_looser_home_only_while_it_has_time_to_spare(
 
     tight = [r for r in played.records if r.tier == "20ms" and window.warmup_s < r.request.at_s < window.total_s - 1.5]
     share = sum(r.kind is Kind.DEMOTED for r in tight) / len(tight)
-    assert demoted[0] <= share <= demoted[1], share
+    assert demoted[0] <= share <= demoted[1], share  # .26 and .02; were a full instance to take them, .26 and .46
