@@ -8,6 +8,7 @@ priority), so that what it does is known but for the time that it takes: the pro
 from math import inf
 from typing import TYPE_CHECKING
 
+from multislo_perf.latency import LatencyModel
 from multislo_router.core.events import Scheduler
 from multislo_router.core.request import Request
 
@@ -106,100 +107,48 @@ class StockQueue:
 def walk(instance: "Instance", request: Request, now: float) -> tuple[float, float, float]:
     """The engine's iterations from now until the request has its second token: when its first two come, and the least margin of all other
     deadlines on the instance from the iteration on that its prompt first makes longer."""
-    tpots = instance.tpots
     dues = instance.due_least.copy()
-    at, decodes, kv_tokens, row, skip = _next_iteration(instance, now, dues)
+    at, decodes, kv_tokens, row, context = _next_iteration(instance, now, dues)
     if not row and request.prompt_tokens <= instance.batch_tokens - decodes:
         return _walk_one(instance, request, now, at, decodes, kv_tokens, dues)
-    latency = instance.latency
-    factor = instance.calibration
-    place = len(row)
-    if place > 1 and instance.scheduler is Scheduler.PRIORITY:
-        while place > 1 and row[place - 1].due > request.due:
-            place -= 1
+    latency, factor, tpots = instance.latency, instance.calibration, instance.tpots
+    per_decode_s, per_kv_token_s = latency.per_decode_s, latency.per_kv_token_s
+    place = len(row) if instance.scheduler is not Scheduler.PRIORITY else _place_by_due(row, request)
     row.insert(place, request)
-
-    pair_s, token_s = latency.per_attention_pair_s, latency.per_chunk_token_s
     harm = own_at = second_at = inf
-    touched = False
     number = 0
-    other = row[0]
-    context = skip
-    left = other.prompt_tokens - skip
     most = len(row)
     while number < most:
+        first = number
         chunk = instance.batch_tokens - decodes
         if chunk < CHUNK_LEAST:
             chunk = CHUNK_LEAST
-        free = chunk
-        attention_s = 0.0
-        first = number
-        if number == place:
-            touched = True
-        if left > chunk:
-            # Iterations full of one prompt, at once: the last piece of it is left for an iteration that others may share.
-            times = (left - 1) // chunk
-            take = times * chunk
-            attention_s = take * (token_s + pair_s * (take + 2 * context))
-            free = 0
-            left -= take
-            context += take
-        else:
-            times = 1
-            while True:
-                take = left if left < free else free
-                attention_s += take * (token_s + pair_s * (take + 2 * context))
-                free -= take
-                left -= take
-                context += take
-                if left:
-                    break
-                number += 1
-                if number == most:
-                    break
-                other = row[number]
-                left = other.prompt_tokens
-                context = 0
-                if not free:
-                    break
-                if number == place:
-                    touched = True
-        each_s = latency.tokens_s(chunk - free + decodes) + latency.per_decode_s * decodes
-        each_s += latency.per_kv_token_s * (kv_tokens + 0.5 * (times - 1) * decodes)
+        times, tokens, attention_s, number, context = _batch(row, first, context, chunk, latency)
+        # Over several iterations the decodes' KV grows evenly: each costs as much as the middle one.
+        each_s = latency.tokens_s(tokens + decodes) + per_decode_s * decodes
+        each_s += per_kv_token_s * (kv_tokens + 0.5 * (times - 1) * decodes)
         took_s = factor * (times * each_s + attention_s)
-        if touched:
-            # Attention grows within a prompt, so of many iterations the first or the last is the worst for who decodes.
-            believed = at + took_s + HARM_SAFETY * (at + took_s - now)
-            for index, due in enumerate(dues):
-                if due < inf:
-                    margin = due - at - took_s / times
-                    last = due + (times - 1) * tpots[index] - believed
-                    if last < margin:
-                        margin = last
-                    if margin < harm:
-                        harm = margin
-        at += took_s
+        began_at, at = at, at + took_s
+        touched = number > place or (number == place and context > 0)
+        margin = _decode(dues, tpots, now, began_at, took_s, times)
+        if touched and margin < harm:
+            harm = margin
         if own_at < inf and second_at == inf:
             second_at = at - took_s * (times - 1) / times
         kv_tokens += times * decodes
-        for index, tpot_s in enumerate(tpots):
-            dues[index] += times * tpot_s
-        for index in range(first, number):
-            done = row[index]
+        for done in row[first:number]:
             decodes += 1
             kv_tokens += done.prompt_tokens
             if done is request:
                 own_at = at
             elif touched and not done.lost and done.due - at < harm:
                 harm = done.due - at
-            if not done.lost:
-                due = done.due + done.tpot_s
-                if due < dues[done.tier.index]:
-                    dues[done.tier.index] = due
+            _owe_second(dues, done)
+    # Where the row ends, one iteration of decodes alone tells of the last prompt's second token and of the others' next.
     at += factor * latency.iteration_s(0, 0, decodes, kv_tokens)
-    for due in dues:
-        if due - at < harm:
-            harm = due - at
+    margin = min(dues) - at
+    if margin < harm:
+        harm = margin
     return own_at, at if second_at == inf else second_at, harm
 
 
@@ -226,12 +175,76 @@ def _next_iteration(instance: "Instance", now: float, dues: list[float]) -> tupl
         skip -= tokens
         decodes += 1
         kv_tokens += tokens
-        if not other.lost:
-            due = other.due + other.tpot_s
-            index = other.tier.index
-            if due < dues[index]:
-                dues[index] = due
+        _owe_second(dues, other)
     return at, decodes, kv_tokens, row, skip if row else 0
+
+
+def _place_by_due(row: list[Request], request: Request) -> int:
+    """Where an engine that goes by priority puts it: before who is due later, but behind the first prompt, which has begun or begins."""
+    place = len(row)
+    while place > 1 and row[place - 1].due > request.due:
+        place -= 1
+    return place
+
+
+def _batch(
+    row: list[Request], number: int, context: int, chunk: int, latency: LatencyModel
+) -> tuple[int, int, float, int, int]:
+    """What the engine takes of the row into its next iteration, `chunk` tokens at most, from the prompt `number` on, of which `context`
+    tokens are computed: the number of iterations, the tokens of each, the attention of all, and where the row is then."""
+    pair_s, token_s = latency.per_attention_pair_s, latency.per_chunk_token_s
+    left = row[number].prompt_tokens - context
+    if left > chunk:
+        # Iterations full of one prompt, at once: the last piece of it is left for an iteration that others may share.
+        times = (left - 1) // chunk
+        take = times * chunk
+        return times, chunk, take * (token_s + pair_s * (take + 2 * context)), number, context + take
+    free = chunk
+    attention_s = 0.0
+    most = len(row)
+    while True:
+        take = left if left < free else free
+        attention_s += take * (token_s + pair_s * (take + 2 * context))
+        free -= take
+        if take < left:
+            return 1, chunk, attention_s, number, context + take
+        number += 1
+        context = 0
+        if number == most or not free:
+            return 1, chunk - free, attention_s, number, 0
+        left = row[number].prompt_tokens
+
+
+def _decode(dues: list[float], tpots: list[float], now: float, began_at: float, took_s: float, times: int) -> float:
+    """Move the deadlines of who decodes on by so many iterations, which take `took_s` together, and return the least margin. Attention
+    grows within a prompt, so that of many iterations the first or the last is the worst."""
+    due = min(dues)
+    margin = due - began_at - took_s / times
+    if times == 1:
+        for index, tpot_s in enumerate(tpots):
+            dues[index] += tpot_s
+    else:
+        before = times - 1
+        last_due = inf
+        for index, tpot_s in enumerate(tpots):
+            due = dues[index]
+            dues[index] = due + times * tpot_s
+            due += before * tpot_s
+            if due < last_due:
+                last_due = due
+        due = last_due
+    ends_at = began_at + took_s
+    last = due - (ends_at + HARM_SAFETY * (ends_at - now))
+    return last if last < margin else margin
+
+
+def _owe_second(dues: list[float], request: Request) -> None:
+    """The request has its first token: from the next iteration on its tier's earliest deadline may be that of its second."""
+    if not request.lost:
+        due = request.due + request.tpot_s
+        index = request.tier.index
+        if due < dues[index]:
+            dues[index] = due
 
 
 def _walk_one(
@@ -254,13 +267,11 @@ def _walk_one(
         + request.attention_s
     )
     second_at = own_at + factor * latency.iteration_s(0, 0, decodes + 1, kv_tokens + decodes + tokens)
-    believed = own_at + HARM_SAFETY * (own_at - now)
-    harm = inf
-    for due, tpot_s in zip(dues, instance.tpots, strict=True):
-        if due < inf:
-            margin = due + tpot_s - second_at
-            if due - believed < margin:
-                margin = due - believed
-            if margin < harm:
-                harm = margin
-    return own_at, second_at, harm
+    next_due = inf
+    for index, tpot_s in enumerate(instance.tpots):
+        due = dues[index] + tpot_s
+        if due < next_due:
+            next_due = due
+    harm = next_due - second_at
+    margin = min(dues) - (own_at + HARM_SAFETY * (own_at - now))
+    return own_at, second_at, margin if margin < harm else harm
