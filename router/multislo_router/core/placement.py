@@ -26,8 +26,10 @@ needs little time is placed by the first room asked for anyway."""
 TIGHT_SHARE = 0.8
 """A prompt whose prefill alone takes more than this share of the time that it has left is tight: a stock engine that has begun with another
 prompt, or whose iterations are many, is too slow for it."""
-TIGHT_CANDIDATES, TIGHT_ROOMS_MAX = 8, 8
-"""Instances looked at for a tight prompt in each tier, and asked for room: few have it, and whom it misses now it hardly meets later."""
+TIGHT_CANDIDATES = 8
+TIGHT_ROOMS_MAX = 8
+"""Instances looked at for a tight prompt in each tier, and of these all together, asked for room: few have it, and a prompt that is not
+placed now hardly meets its deadline later."""
 PACK_LOAD = 0.85
 """Pack fills an instance up to this load (the reserve is what the tail of long prompts lives on), then spreads."""
 HOME_BONUS = 0.1
@@ -71,10 +73,10 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
 
 def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_BONUS) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
-    home = request.tier.index
-    if homes.scheduler is not Scheduler.SLO_AWARE and request.prefill_work_s > TIGHT_SHARE * (request.due - now):
-        return _tight(homes, request, now)
     by_demand = homes.scheduler is Scheduler.SLO_AWARE
+    if not by_demand and request.prefill_work_s > TIGHT_SHARE * (request.due - now):
+        return _spread_tight(homes, request, now)
+    home = request.tier.index
     others, rooms = (OTHER_BY_DEMAND, ROOMS_BY_DEMAND_MAX) if by_demand else (OTHER_CANDIDATES, ROOMS_MAX)
     # One tier alone (a pool that only prefills) is asked as far as all tiers together would be.
     own = rooms if by_demand and len(homes.tiers) == 1 else OWN_CANDIDATES
@@ -91,15 +93,17 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
     return _first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, SHORT_SHARE)
 
 
-def _tight(homes: Homes, request: Request, now: float) -> Choice | None:
-    """For a prompt that only a stock engine can meet which does nothing else: where no prompt is, the largest token budget first (its
-    iterations are the fewest, and each one reads the decodes' KV again), then the fewest and shortest decodes."""
-    found: list[tuple[bool, int, float, int, Instance]] = []
+def _spread_tight(homes: Homes, request: Request, now: float) -> Choice | None:
+    """For a tight prompt: where no prompt is, the largest token budget first (its iterations are the fewest, and each one reads the
+    decodes' KV again), then the fewest and shortest decodes. No tier is home and no load too much: the next iterations decide, and those
+    the room test follows one by one."""
+    ranked: list[tuple[bool, int, float, int, Instance]] = []
     for ladder in (*homes.tiers, homes.warm):
         for instance in ladder.emptiest(TIGHT_CANDIDATES):
-            found.append((bool(instance.prefills), -instance.batch_tokens, instance.steady_s, len(found), instance))
-    found.sort()
-    return _first_with_room([each[-1] for each in found[:TIGHT_ROOMS_MAX]], request, now)
+            # The number settles ties, so that instances are never compared.
+            ranked.append((bool(instance.prefills), -instance.batch_tokens, instance.steady_s, len(ranked), instance))
+    ranked.sort()
+    return _first_with_room([instance for *_, instance in ranked[:TIGHT_ROOMS_MAX]], request, now)
 
 
 def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:
