@@ -1,6 +1,7 @@
 """`multislo simulate disaggregated`: goodput with prefill and decode on instances of their own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -14,11 +15,15 @@ from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.goodput import goodput_figure, goodput_tables
 from multislo_sim.experiments.show import run_each, show, table_of
 from multislo_sim.experiments.tune import KEYS
-from multislo_sim.goodput import LEVELS, Arena, Goodput, searched
+from multislo_sim.goodput import LEVELS, SCOUT, SCOUT_STEP, Arena, Goodput, searched
 from multislo_sim.trial import arriving, classed
 from multislo_sim.workloads.request import Request
 
 AGAINST = {"best_naive": ("naive",), "polyserve": ("polyserve",), "best_rival": ("rival", "polyserve")}
+SCOUT_NEAR = 0.04
+"""A split is measured in full if with a short window and one seed it came within this share of its policy's best."""
+Split = tuple[Knob, ...]
+"""A policy's name, how many more instances prefill than in the fluid bound's split, and whose homes the others are."""
 INSTANCES_MIN = 5
 """One that prefills, and one of each SLO class that decodes."""
 
@@ -28,7 +33,7 @@ INSTANCES_MIN = 5
 @click.option(
     "--every-split",
     is_flag=True,
-    help="Each policy with the number of prefill instances (of three) and the homes that are best on this trace: 3 to 6 times the cost.",
+    help="Each policy with the number of prefill instances (of three) and the homes that are best on this trace.",
 )
 def disaggregated(asked: Asked, every_split: bool) -> None:
     """The rate at which 90 % and 99 % of the requests meet every deadline where some instances prefill and the others decode, by policy:
@@ -38,15 +43,20 @@ def disaggregated(asked: Asked, every_split: bool) -> None:
     """
     if asked.instances < INSTANCES_MIN:
         raise click.UsageError(f"--instances: {asked.instances} must be at least {INSTANCES_MIN}")
-    arena = Arena(
-        asked.profile, asked.lengths, asked.instances, asked.seeds, asked.window, 0.02 if asked.quick else 0.01
-    )
-    parts: dict[tuple[Knob, ...], tuple[Any, ...]] = {}
+    arena = Arena(asked.profile, asked.lengths, asked.instances, asked.seeds)
+    if asked.quick:
+        arena = replace(arena, window=SCOUT, step=SCOUT_STEP)
+    parts: dict[Split, tuple[Any, ...]] = {}
     for name in asked.policies:
         usual = {"more_prefill": policy_named(name).chosen.get("more_prefill", 0)}
         for knobs in splits(name) if every_split else [usual]:
             parts[name, *knobs.values()] = (arena, name, knobs)
-    found = run_each(stages_goodput, parts, asked.jobs)
+    scout = arena if asked.quick else replace(arena, window=SCOUT, seeds=arena.seeds[:1], step=SCOUT_STEP)
+    scouted = run_each(stages_goodput, {split: (scout, *part[1:]) for split, part in parts.items()}, asked.jobs)
+    found = scouted
+    if not asked.quick:
+        likely = [split for name in asked.policies for split in likely_splits(scouted, name)]
+        found = run_each(stages_goodput, {split: (*parts[split], scouted[split].rates) for split in likely}, asked.jobs)
     report = {**asked.facts(), **disaggregated_report(arena, asked.policies, found)}
     show(asked, report, disaggregated_tables(report), lambda figure: goodput_figure(figure, report))
 
@@ -57,6 +67,17 @@ def splits(name: str) -> list[dict[str, Knob]]:
     if homes is None:
         return [{"more_prefill": more} for more in MORE_PREFILL]
     return [{"more_prefill": more, "homes": home} for more in MORE_PREFILL for home in homes]
+
+
+def likely_splits(scouted: Mapping[Split, Goodput], name: str) -> list[Split]:
+    """A policy's splits that came near its best at some level where the windows were short: these are worth long ones."""
+    own = {split: of.rates for split, of in scouted.items() if split[0] == name}
+    best = {level: max(rates[level] for rates in own.values()) for level in LEVELS}
+    return [
+        split
+        for split, rates in own.items()
+        if any(rates[level] >= (1.0 - SCOUT_NEAR) * best[level] for level in LEVELS)
+    ]
 
 
 def served(arena: Arena, seed: int) -> list[Request]:
@@ -79,7 +100,10 @@ def prefill_fluid(bounds: Mapping[float, Sequence[float]]) -> int:
     return rates.index(max(rates)) + 1
 
 
-def stages_goodput(arena: Arena, policy: str, knobs: Mapping[str, Knob]) -> Goodput:
+def stages_goodput(
+    arena: Arena, policy: str, knobs: Mapping[str, Knob], starts: Mapping[float, float] | None = None
+) -> Goodput:
+    """`starts` are rates near which each level's goodput is believed to be."""
     bounds = split_bounds(arena)
     contender = policy_named(policy)
     prepared = {seed: served(arena, seed) for seed in arena.seeds}
@@ -91,12 +115,10 @@ def stages_goodput(arena: Arena, policy: str, knobs: Mapping[str, Knob]) -> Good
         load = arriving(prepared[seed], rate, arena.window.total_s, seed)
         return play_stages(stages, arena.profile, load, arena.window, least).share
 
-    return searched(arena, policy, {level: bounds[level][prefill - 1] for level in LEVELS}, share)
+    return searched(arena, policy, {level: bounds[level][prefill - 1] for level in LEVELS}, share, LEVELS, starts)
 
 
-def disaggregated_report(
-    arena: Arena, policies: Sequence[str], found: Mapping[tuple[Knob, ...], Goodput]
-) -> dict[str, Any]:
+def disaggregated_report(arena: Arena, policies: Sequence[str], found: Mapping[Split, Goodput]) -> dict[str, Any]:
     """The machine-readable answer, as `goodput_report`'s, of what was `found` by name and split: the first of a split is how many more
     prefill than in the fluid bound's. `prefill` is how many prefill at a policy's best."""
     bounds = split_bounds(arena)
@@ -111,6 +133,8 @@ def disaggregated_report(
             best[name][f"{KEYS[level]}_prefill"] = fluid + int(more)
     report: dict[str, Any] = {
         "instances": arena.instances,
+        "warmup_s": arena.window.warmup_s,
+        "measured_s": arena.window.measured_s,
         "step": arena.step,
         "rejecting": False,
         "requests": len(served(arena, arena.seeds[0])),
