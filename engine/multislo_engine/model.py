@@ -3,7 +3,8 @@ the emulator from its event loop.
 
 It imitates vLLM's v1 engine: iterations, each planned by a planner when the one before has ended; chunked prefill,
 the last chunk of which yields the first token; KV cache in blocks; preemption by recomputation when there is no
-block left. An iteration takes what the latency model says of its batch, times `jitter()`.
+block left. An iteration takes what the latency model says of its batch, times `jitter()`; a planner that believes otherwise is corrected
+by what iterations take.
 """
 
 from bisect import bisect_left, insort
@@ -13,6 +14,7 @@ from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
+from multislo_engine.planners.calibration import Believing, Calibration, batch_s
 from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, Planner
 from multislo_perf.latency import LatencyModel
 
@@ -106,6 +108,10 @@ class EngineModel:
     ) -> None:
         self.config = config
         self.planner = planner
+        self._calibration: Calibration | None = None
+        if isinstance(planner, Believing) and (jitter is not None or planner.latency != latency):
+            # Where the belief is the truth there is nothing to learn, and asking would cost a long run some per cent.
+            self._calibration = Calibration(planner)
         self.iterations = 0
         self.preemptions = 0
         self.prefill_tokens = 0
@@ -121,6 +127,8 @@ class EngineModel:
         self._jobs: dict[int, Job] = {}
         self._plan = Plan([])
         self._ends = inf
+        self._took_s = 0.0
+        self._predicted_s = 0.0  # the running iteration by the planner's belief
         self._due_least = inf  # no decode's next token is due before
         self._apart: list[int] = []  # ids of those past their prefill that wait: preempted, or come with their KV
         self._aborting: list[Job] = []
@@ -236,7 +244,10 @@ class EngineModel:
             job.blocks += blocks
             view.blocks_free -= blocks
         self._plan = plan
-        self._ends = now + self._iteration_s(plan)
+        self._took_s = batch_s(self._latency, view, plan) * (1.0 if self._jitter is None else self._jitter())
+        self._ends = now + self._took_s
+        if self._calibration is not None:
+            self._predicted_s = self._calibration.predicted_s(view, plan)
 
     def _fitting_plan(self, now: float) -> tuple[Plan, list[int]]:
         """A plan whose chunks get their blocks, and those blocks; running jobs are preempted until there is one."""
@@ -255,26 +266,11 @@ class EngineModel:
             self._preempt(self.planner.victim(view))
             view.admitting = False
 
-    def _iteration_s(self, plan: Plan) -> float:
-        view = self._view
-        if plan.decodes is None:
-            decodes, kv_tokens = len(view.decodes.jobs), view.decode_kv_tokens
-        else:
-            decodes, kv_tokens = len(plan.decodes), view.decodes.kv_tokens(plan.decodes)
-        chunks = plan.chunks
-        if not chunks:
-            seconds = self._latency.iteration_s(0, 0, decodes, kv_tokens)
-        elif len(chunks) == 1:
-            job, tokens = chunks[0]
-            seconds = self._latency.iteration_s(tokens, job.context, decodes, kv_tokens)
-        else:
-            pairs = [(tokens, job.context) for job, tokens in chunks]
-            seconds = self._latency.batch_s(pairs, decodes, kv_tokens)
-        return seconds if self._jitter is None else seconds * self._jitter()
-
     def _complete(self, at: float, tokens: list[EngineToken] | None) -> Iteration:
         """Ends the running iteration: its tokens (each in `tokens`, where somebody wants them), its finished, its aborted."""
         self.iterations += 1
+        if self._calibration is not None:
+            self.planner = self._calibration.observe(self._took_s, self._predicted_s)
         plan = self._plan
         count = len(self._view.decodes.jobs) if plan.decodes is None else len(plan.decodes)
         made = Iteration(at, count)

@@ -1,6 +1,6 @@
 """Batch planners: each iteration of an engine asks one of them what to compute next. Pure. A new planner is a class
-with the three methods of `Planner` and a line in `planner_named`; the engine model, the emulator and the simulator
-know nothing else of it."""
+with the three methods of `Planner` and a line in `planner_named` (and, if it plans by a latency model, with `calibrated`, so that an engine
+can tell it how fast it is); the engine model, the emulator and the simulator know nothing else of it."""
 
 from multislo_engine.planners.published import DynamicChunk, QoServe
 from multislo_engine.planners.slo_aware import SloAware

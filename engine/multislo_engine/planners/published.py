@@ -1,14 +1,15 @@
 """Planners of published systems, rebuilt from their papers as rivals to compare with: PolyServe's dynamic chunk and QoServe's hybrid
-priority with relegation. Where a paper is silent the docstring says what was chosen."""
+priority with relegation. Where a paper is silent the docstring says what was chosen. Their latency
+model is corrected by what iterations take, as ours is: a rival's chance, not its paper's word."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import islice
 from math import inf
 
 from multislo_engine.planners.chunks import WAITING_CONSIDERED, admissible, cut
 from multislo_engine.planners.stock import stock_plan
-from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
+from multislo_engine.planners.view import EngineView, Job, Plan, Planner, last_admitted
 from multislo_perf.latency import LatencyModel
 
 SORTED_MAX = 128
@@ -33,6 +34,9 @@ class DynamicChunk:
 
     def victim(self, view: EngineView) -> Job:
         return last_admitted(view)
+
+    def calibrated(self, factor: float, error: float) -> Planner:
+        return replace(self, latency=self.latency.slower(factor))
 
     def plan(self, now: float, view: EngineView) -> Plan:
         count = len(view.decodes.jobs)
@@ -71,6 +75,9 @@ class QoServe:
 
     def victim(self, view: EngineView) -> Job:
         return last_admitted(view)
+
+    def calibrated(self, factor: float, error: float) -> Planner:
+        return replace(self, latency=self.latency.slower(factor))
 
     def plan(self, now: float, view: EngineView) -> Plan:
         count = len(view.decodes.jobs)

@@ -13,22 +13,24 @@ tightest TPOT.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multislo_engine.planners.view import TTFT_DEFAULT_S, EngineView, Job, Plan, Slots, last_admitted
+from multislo_engine.planners.view import TTFT_DEFAULT_S, EngineView, Job, Plan, Planner, Slots, last_admitted
 from multislo_perf.latency import LatencyModel
 
 _DUE = attrgetter("due_s")
+ERRORS = 3.0
+"""So many times the mean error of what was predicted, an iteration may take longer than that and still be within the slack."""
 
 
 @dataclass(frozen=True, slots=True)
 class SloAware:
-    """`latency` is the planner's own belief; the engine it plans for may be slower."""
+    """`latency` is the planner's own belief; `calibrated` corrects it where the engine turns out to be slower or faster."""
 
     latency: LatencyModel
     slack_fraction: float = 0.85
@@ -58,6 +60,10 @@ class SloAware:
 
     def victim(self, view: EngineView) -> Job:
         return last_admitted(view)
+
+    def calibrated(self, factor: float, error: float) -> Planner:
+        fraction = min(self.slack_fraction, 1.0 / (1.0 + ERRORS * error))
+        return replace(self, latency=self.latency.slower(factor), slack_fraction=fraction)
 
     def plan(self, now: float, view: EngineView) -> Plan:
         count = len(view.decodes.jobs)
