@@ -210,7 +210,7 @@ CONTENDERS = (
         "ours-half",
         _ours_half,
         {"homes": tuple(HOMES), "placement": ("Pack", "Spread"), "batch_tokens": BUDGETS},
-        {"homes": "by share", "placement": "Spread", "batch_tokens": "by tier"},
+        {"homes": "tighter", "placement": "Spread", "batch_tokens": "by tier"},
     ),
     Contender(
         "multislo_stock",

@@ -368,17 +368,18 @@ class RouterCore:
         request.avoid = (
             None  # where there is no other, the one that failed it may serve it: else it would wait for ever
         )
-        tolerance = TOLERANCE * (request.due - request.arrived)
+        refusing = request.tier.config.overload is Overload.REJECT
+        # Who is likely to be late after all costs others as much as one in time: better refused, where that is what the tier wants.
+        tolerance = 0.0 if refusing else TOLERANCE * (request.due - request.arrived)
         choice = nearly(self.homes, request, now, tolerance)
         if choice is not None:
             self._leave_pending(request)
             return self._place(request, choice, now)
-        overload = request.tier.config.overload
-        if overload is Overload.REJECT:
+        if refusing:
             self._leave_pending(request)
             cause = d.Cause.DEADLINE if any(i.placeable for i in self.instances.values()) else d.Cause.NO_INSTANCE
             return self._refuse(request, cause, now, "no instance can meet its deadline any more")
-        self.pending.give_up(request, 0 if overload is Overload.QUEUE else 1)
+        self.pending.give_up(request, 1 if request.tier.config.overload is Overload.BEST_EFFORT else 0)
         return None
 
     def _set_wake(self, at: float) -> None:

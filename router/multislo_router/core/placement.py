@@ -4,7 +4,7 @@ differ in which instances they ask first. Called by `machine` for a new request 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from multislo_router.core.config import Placement
+from multislo_router.core.config import Overload, Placement
 from multislo_router.core.decisions import Kind
 from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import Instance
@@ -18,7 +18,7 @@ OTHER_CANDIDATES = 2
 ROOMS_MAX = 4
 """Of these, the least loaded that are asked for room."""
 SHORT_SHARE = 0.1
-"""Of a TTFT, what an SLO-aware engine may lack in room and still get the request at once."""
+"""Of a TTFT, what an SLO-aware engine may lack in room and still get the request at once, where its tier does not refuse who is late."""
 ROOMS_BY_DEMAND_MAX = 12
 OTHER_BY_DEMAND = 4
 """The same of engines that plan by deadlines: what an instance has room for depends on the deadlines there more than on its load, and who
@@ -90,7 +90,8 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
         candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
-    return _first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, SHORT_SHARE)
+    short_share = 0.0 if request.tier.config.overload is Overload.REJECT else SHORT_SHARE
+    return _first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, short_share)
 
 
 def _spread_tight(homes: Homes, request: Request, now: float) -> Choice | None:

@@ -118,6 +118,21 @@ def test_a_deadline_that_is_lost_is_refused_where_the_tier_rejects(small_fleet, 
     assert made.retry_after_s >= 1.0
 
 
+@pytest.mark.parametrize("scheduler", [e.Scheduler.FCFS, e.Scheduler.SLO_AWARE])
+def test_a_prompt_predicted_a_little_late_is_served_unless_its_tier_rejects(small_fleet, scheduler):
+    tokens = 13_000  # some 0.31 s on an idle instance, where 0.3 s are promised
+
+    served = small_fleet("middle", placement=Placement.SPREAD, scheduler=scheduler)
+    first = served.arrive(prompt_tokens=tokens)
+    placed = [first] if isinstance(first, d.Place) else served.wait(0.1)
+    rejecting = small_fleet("middle", placement=Placement.SPREAD, scheduler=scheduler, overload=Overload.REJECT)
+    rejecting.arrive(prompt_tokens=tokens)
+    (refused,) = rejecting.wait(0.1)
+
+    assert 0.3 < placed[0].ttft_predicted_s < 0.33
+    assert refused.cause is d.Cause.DEADLINE
+
+
 def test_without_any_instance_a_tier_that_rejects_says_so(small_fleet):
     fleet = small_fleet(overload=Overload.REJECT)
     fleet.arrive()
