@@ -22,20 +22,26 @@ KEYS = {0.90: "p90", 0.99: "p99"}
 TUNING = Window(30.0, 20.0, 5.0)
 INSTANCES = 10
 """Shorter and smaller than where goodput is measured: values are only compared with each other, and a search has some twenty runs."""
-STEP = 0.02
+STEP, FINE_STEP = 0.02, 0.01
 
 
 @click.command()
 @experiment([contender.name for contender in CONTENDERS], [c.name for c in CONTENDERS if c.knobs], INSTANCES)
-def tune(asked: Asked) -> None:
+@click.option(
+    "--full-windows", is_flag=True, help="As long as goodput's: 4 times the cost, and no short window flatters."
+)
+def tune(asked: Asked, full_windows: bool) -> None:
     """Search each policy's knobs on a trace, one knob after the other, at the rate of 99 % and then at that of 90 % in time.
 
-    Values are compared at one rate, 2 % above what the best so far holds. `goodput --tuned FILE` takes what --json prints.
+    Values are compared at one rate, one step above what the best so far holds. `goodput --tuned FILE` takes what --json prints.
 
     Example: multislo simulate tune --trace azure.csv --policies least_predicted_time,qoserve
     """
-    window = QUICK if asked.quick else TUNING
-    arena = Arena(asked.profile, asked.lengths, asked.instances, asked.seeds, window, STEP)
+    if full_windows and asked.quick:
+        raise click.UsageError("give either --full-windows or --quick")
+    window = Window() if full_windows else QUICK if asked.quick else TUNING
+    step = FINE_STEP if full_windows else STEP
+    arena = Arena(asked.profile, asked.lengths, asked.instances, asked.seeds, window, step)
     started = time.monotonic()
     found = run_each(tuned_of, {name: (arena, name) for name in asked.policies}, asked.jobs)
     report = {
