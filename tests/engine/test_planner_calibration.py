@@ -77,7 +77,7 @@ def test_what_is_spent_of_the_slack_follows_the_error_of_what_was_predicted() ->
     for _ in range(1000):
         calm.observe(0.02 * dice.lognormvariate(0.0, 0.02), 0.02)
         wild.observe(0.02 * dice.lognormvariate(0.0, 0.25), 0.02)
-    assert [fraction(calm), fraction(wild)] == [0.85, pytest.approx(1.0 / (1.0 + 3.0 * 0.2), rel=0.1)]
+    assert [fraction(calm), fraction(wild)] == [0.85, pytest.approx(1.0 / (1.0 + 6.0 * 0.2), rel=0.1)]
 
 
 def test_one_iteration_that_stalls_for_seconds_is_no_slow_engine() -> None:
