@@ -25,23 +25,11 @@ from multislo_bench.replay import Progress as Moment
 from multislo_bench.replay import replay as send_all
 from multislo_bench.report import Window, report
 from multislo_bench.tables import print_report, wide
+from multislo_sim.token_range import TokenRange
 
 __all__ = ["bench", "demo", "replay"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-class _Range(click.ParamType[tuple[int, int]]):
-    """`LOW-HIGH`, or one number for both."""
-
-    name = "LOW-HIGH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        low, _, high = str(value).partition("-")
-        try:
-            return int(low), int(high or low)
-        except ValueError:
-            self.fail(f"{value!r} must be LOW-HIGH, such as 100-2000", param, ctx)
 
 
 class _Floats(click.ParamType[tuple[float, ...]]):
@@ -73,8 +61,10 @@ NOT_NEGATIVE = click.FloatRange(min=0.0, max=1e9)
 @click.option("--url", required=True, help="Any OpenAI-compatible server, such as http://127.0.0.1:8000.")
 @click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL.")
 @click.option("--workload", type=click.Choice(options.WORKLOADS), help="A built-in workload instead of a trace.")
-@click.option("--prompt-tokens", type=_Range(), default="100-2000", show_default=True, help="Of --workload uniform.")
-@click.option("--output-tokens", type=_Range(), default="50-400", show_default=True, help="Of --workload uniform.")
+@click.option(
+    "--prompt-tokens", type=TokenRange(), default="100-2000", show_default=True, help="Of --workload uniform."
+)
+@click.option("--output-tokens", type=TokenRange(), default="50-400", show_default=True, help="Of --workload uniform.")
 @click.option(
     "--rate-factor",
     type=POSITIVE,

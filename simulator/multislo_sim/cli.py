@@ -34,6 +34,8 @@ def simulate(
     context: click.Context,
     trace: Path | None,
     workload: str | None,
+    prompt_tokens: tuple[int, int],
+    output_tokens: tuple[int, int],
     profile_name: str,
     rates: Sequence[float],
     instances: int,
@@ -58,7 +60,7 @@ def simulate(
         raise click.UsageError(f"--rate: give at least one, or an experiment: {names}")
     if warmup >= duration:
         raise click.UsageError(f"--warmup: {warmup:g} must be less than --duration ({duration:g})")
-    profile, lengths = lengths_asked(profile_name, trace, workload)
+    profile, lengths = lengths_asked(profile_name, trace, workload, prompt_tokens, output_tokens)
     window = Window(warmup, duration - warmup, SETTLING_S)
     rows = attainments(profile, lengths, rates, policies, instances, Scheduler(scheduler), batch_tokens, window, seeds)
     if as_json:

@@ -25,6 +25,16 @@ def test_a_table_is_shown_to_people():
     assert "share of requests in time" in result.stdout
 
 
+def test_prompts_can_be_uniform_between_two_lengths():
+    asked = ["--workload", "uniform", "--prompt-tokens", "30-50", "--output-tokens", "5", *QUICK[2:]]
+    result = CliRunner().invoke(simulate, [*asked, "--policy", "Pack", "--json"])
+    turned = CliRunner().invoke(simulate, [*asked, "--prompt-tokens", "50-30"])
+
+    assert json.loads(result.stdout)["rows"][0]["attainment"]["all"] == 1.0
+    assert turned.exit_code == 2
+    assert "prompt: range 50-30 must rise" in turned.output
+
+
 def test_wrong_use_is_told_by_its_option():
     both = CliRunner().invoke(simulate, [*QUICK, "--trace", "nowhere.csv"])
     assert both.exit_code == 2

@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 import click
 
 from multislo_perf.profile import Profile, ProfileInvalid, load_profile
+from multislo_sim.token_range import TokenRange
 from multislo_sim.trial import Window
-from multislo_sim.workloads.request import Request
-from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths
+from multislo_sim.workloads.request import Request, WorkloadInvalid
+from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths, uniform_lengths
 from multislo_sim.workloads.traces import TraceInvalid, read_trace
 
 SHAPED_REQUESTS = 20_000
+UNIFORM = "uniform"
+OF_UNIFORM = f"Of --workload {UNIFORM}."
 INSTANCES_MIN = 4
 """One for each of the four SLO classes."""
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -59,10 +62,14 @@ class Asked:
 
 
 def workload_options(command: Command) -> Command:
-    """`--trace`, `--workload` and `--profile`: for `lengths_asked`."""
+    """`--trace`, `--workload` (with its ranges) and `--profile`: for `lengths_asked`."""
     for option in (
+        click.option("--output-tokens", type=TokenRange(), default="50-400", show_default=True, help=OF_UNIFORM),
+        click.option("--prompt-tokens", type=TokenRange(), default="100-2000", show_default=True, help=OF_UNIFORM),
         click.option("--profile", "profile_name", default="llama-3.1-8b-h200-tp1", show_default=True),
-        click.option("--workload", type=click.Choice(sorted(SHAPES)), help="A built-in shape instead of a trace."),
+        click.option(
+            "--workload", type=click.Choice([*sorted(SHAPES), UNIFORM]), help="A built-in shape instead of a trace."
+        ),
         click.option(
             "--trace", type=click.Path(path_type=Path), help="Azure CSV or Mooncake JSONL; its lengths are used."
         ),
@@ -71,15 +78,23 @@ def workload_options(command: Command) -> Command:
     return command
 
 
-def lengths_asked(profile_name: str, trace: Path | None, workload: str | None) -> tuple[Profile, list[Request]]:
+def lengths_asked(
+    profile_name: str,
+    trace: Path | None,
+    workload: str | None,
+    prompt_tokens: tuple[int, int],
+    output_tokens: tuple[int, int],
+) -> tuple[Profile, list[Request]]:
     if (trace is None) == (workload is None):
         raise click.UsageError("give either --trace or --workload")
     try:
         profile = load_profile(profile_name)
         if trace is not None:
             return profile, read_trace(trace)
+        if workload == UNIFORM:
+            return profile, uniform_lengths(SHAPED_REQUESTS, prompt_tokens, output_tokens, 1)
         return profile, shaped_lengths(shape_named(workload or ""), SHAPED_REQUESTS, 1)
-    except (ProfileInvalid, TraceInvalid) as error:
+    except (ProfileInvalid, TraceInvalid, WorkloadInvalid) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -98,7 +113,8 @@ def experiment(
         @wraps(command)
         def asked(**given: Any) -> None:
             trace, workload = given.pop("trace"), given.pop("workload")
-            profile, lengths = lengths_asked(given.pop("profile_name"), trace, workload)
+            ranges = given.pop("prompt_tokens"), given.pop("output_tokens")
+            profile, lengths = lengths_asked(given.pop("profile_name"), trace, workload, *ranges)
             policies = given.pop("policies")
             command(
                 Asked(
