@@ -50,14 +50,14 @@ def test_an_ablation_tells_what_is_left_of_the_full_goodput() -> None:
 
 @pytest.mark.parametrize("name", ["right", "profile -30 %", "one twice as slow", "reports 100 ms late", "outputs x4"])
 def test_a_wrong_belief_is_survived_at_an_easy_load(name: str) -> None:
-    assert share_believing(PROFILE, LENGTHS, 4, "multislo", 1, 0.3, SHORT, name) > 0.7
+    assert share_believing(PROFILE, LENGTHS, 4, "multislo", 1, 0.3, SHORT, name).share > 0.7
 
 
 def test_reports_a_second_late_cost_something_at_a_high_load() -> None:
     assert WRONGS["reports 1000 ms late"].report_delay_s == 1.0
     window = Window(4.0, 4.0, 1.0)
     right, late = (
-        share_believing(PROFILE, LENGTHS, 4, "polyserve", 1, 0.85, window, name)
+        share_believing(PROFILE, LENGTHS, 4, "polyserve", 1, 0.85, window, name).attained
         for name in ("right", "reports 1000 ms late")
     )
     assert late < right

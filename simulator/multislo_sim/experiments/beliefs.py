@@ -1,10 +1,10 @@
 """`multislo simulate beliefs`: what wrong beliefs cost: a profile that is off, an instance twice as slow, reports that come late, a wrong
 length of outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ from multislo_sim.contenders import CONTENDERS, contender_named
 from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
 from multislo_sim.fleet import SimulatedFleet
-from multislo_sim.trial import Window, arriving, classed, homes_of, play, scenario_of
+from multislo_sim.trial import BACKLOG_MAX_S, Window, arriving, classed, homes_of, play, scenario_of
 from multislo_sim.workloads.request import Request
 
 POLICIES = ("multislo", "multislo_stock", "least_predicted_time", "qoserve", "polyserve")
@@ -79,15 +79,21 @@ def beliefs(asked: Asked, load: float) -> None:
         for seed in asked.seeds
     }
     found = run_each(share_believing, parts, asked.jobs)
-    shares = {
-        name: {
-            policy: round(mean(found[f"{policy}, {name}, seed {seed}"] for seed in asked.seeds), 4)
-            for policy in asked.policies
-        }
-        for name in names
-    }
-    report = {**asked.facts(), "load": load, "in_time": shares}
+    report = {**asked.facts(), "load": load, **beliefs_report(asked.policies, names, asked.seeds, found)}
     show(asked, report, [beliefs_table(report)], lambda figure: beliefs_figure(figure, report))
+
+
+class Kept(NamedTuple):
+    """What one trial came to."""
+
+    attained: float
+    """Of the requests that count, those in time."""
+    growing: bool
+    """A queue was growing: with more time, less would have been in time."""
+
+    @property
+    def share(self) -> float:
+        return 0.0 if self.growing else self.attained
 
 
 def share_believing(
@@ -99,8 +105,8 @@ def share_believing(
     load: float,
     window: Window,
     name: str,
-) -> float:
-    """The share in time; 0 where a queue was growing."""
+) -> Kept:
+    """One trial."""
     wrong = WRONGS[name]
     requests = classed(lengths, profile, seed)[0]
     rate = load * bound(requests, profile.latency, profile.kv_tokens_max, instances, 0.90)
@@ -115,19 +121,45 @@ def share_believing(
         truths={instances // 2: profile.latency.slower(wrong.slow)} if wrong.slow != 1.0 else {},
         report_delay_s=wrong.report_delay_s,
     )
-    return play(SimulatedFleet(scenario, arriving(requests, rate, window.total_s, seed)), window).share
+    played = play(SimulatedFleet(scenario, arriving(requests, rate, window.total_s, seed)), window)
+    return Kept(played.attained["all"], played.backlog_s > BACKLOG_MAX_S)
+
+
+def beliefs_report(
+    policies: Sequence[str], names: Sequence[str], seeds: Sequence[int], found: Mapping[str, Kept]
+) -> dict[str, Any]:
+    """By belief and policy: `in_time`, where a growing queue counts as nothing, and the same without that (`attained`), both as means
+    over the seeds; `growing`: with how many seeds a queue grew."""
+
+    def over_seeds(of: Callable[[list[Kept]], float]) -> dict[str, dict[str, float]]:
+        return {
+            name: {policy: of([found[f"{policy}, {name}, seed {seed}"] for seed in seeds]) for policy in policies}
+            for name in names
+        }
+
+    return {
+        "in_time": over_seeds(lambda trials: round(mean(kept.share for kept in trials), 4)),
+        "attained": over_seeds(lambda trials: round(mean(kept.attained for kept in trials), 4)),
+        "growing": over_seeds(lambda trials: sum(kept.growing for kept in trials)),
+    }
 
 
 def beliefs_table(report: Mapping[str, Any]) -> Table:
-    policies = list(next(iter(report["in_time"].values())))
-    rows = [(name, *(shares[policy] for policy in policies)) for name, shares in report["in_time"].items()]
-    title = f"share in time at {report['load']:g} of the bound, {report['instances']} instances"
+    seeds = len(report["seeds"])
+    policies = list(next(iter(report["attained"].values())))
+
+    def said(name: str, policy: str) -> str:
+        growing = report["growing"][name][policy]
+        return f"{report['attained'][name][policy]:.3f}" + (f", {growing} of {seeds} grew" if growing else "")
+
+    rows = [(name, *(said(name, policy) for policy in policies)) for name in report["attained"]]
+    title = f"share in time at {report['load']:g} of the bound, {report['instances']} instances (grew: a queue did, with so many seeds)"
     return table_of(title, ("what is believed", *policies), rows)
 
 
 def beliefs_figure(figure: Figure, report: Mapping[str, Any]) -> None:
     """Three panels: the profile's error, the reports' delay, the rest as bars."""
-    shares = report["in_time"]
+    shares = report["attained"]
     profile = sorted(
         (WRONGS[name].believed, name) for name in shares if name == "right" or WRONGS[name].believed != 1.0
     )
@@ -147,7 +179,7 @@ def beliefs_figure(figure: Figure, report: Mapping[str, Any]) -> None:
         at = [place + width * (index - (len(policies) - 1) / 2.0) for place in range(len(others))]
         right.bar(at, [shares[name][policy] for name in others], width, color=COLOURS[index % len(COLOURS)])
     right.set_xticks(range(len(others)), others, rotation=30, ha="right", fontsize=8)
-    left.set_ylabel("share in time (0: a growing queue)")
+    left.set_ylabel("share in time")
     left.set_ylim(0.0, 1.03)
     left.legend(fontsize=8, loc="lower left")
     figure.suptitle(f"Wrong beliefs at {report['load']:g} of the fluid bound")
