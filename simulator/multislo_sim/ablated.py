@@ -15,7 +15,21 @@ from multislo_engine.planners.view import Decodes, Slots
 from multislo_perf.profile import Profile
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
-from multislo_router.core.placement import HOME_BONUS, PLACEMENTS, Choice, Homes, OfferBy, PlaceBy, offered, spread
+from multislo_router.core.placement import (
+    HOME_BONUS,
+    OTHER_BY_DEMAND,
+    OWN_CANDIDATES,
+    PLACEMENTS,
+    ROOMS_BY_DEMAND_MAX,
+    SHORT_SHARE,
+    Choice,
+    Homes,
+    OfferBy,
+    PlaceBy,
+    first_with_room,
+    offered,
+    spread,
+)
 from multislo_router.core.request import Request
 from multislo_router.core.room import load_with
 from multislo_sim.contenders import Contender, Setup, contender_named
@@ -49,6 +63,21 @@ def _within_own_tier(place_by: PlaceBy) -> PlaceBy:
 
 def _offered_within_own_tier(instance: Instance, request: Request, now: float) -> Choice | None:
     return offered(instance, request, now) if instance.tier is request.tier else None
+
+
+def _into_any(homes: Homes, request: Request, now: float) -> Choice | None:
+    """`spread`, but full instances take other tiers' requests, too."""
+    ranked: list[tuple[float, int, Instance]] = []
+    for index, ladder in enumerate(homes.tiers):
+        bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == request.tier.index else (0.0, OTHER_BY_DEMAND)
+        for instance in ladder.emptiest(most):
+            ranked.append((load_with(instance, request, now) - bonus, len(ranked), instance))
+    ranked.sort()
+    return first_with_room([instance for *_, instance in ranked[:ROOMS_BY_DEMAND_MAX]], request, now, SHORT_SHARE)
+
+
+def _offered_into_any(instance: Instance, request: Request, now: float) -> Choice | None:
+    return first_with_room([instance], request, now)
 
 
 def _load_alone(instance: Instance, request: Request, now: float) -> float:
@@ -118,6 +147,14 @@ class WithFixedChunk(SloAware):
         return SloAware._chunks(self, now, view, prefills, lost, float("inf"), decodes, kv_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class WithOneCap(SloAware):
+    """The usual cap for everybody."""
+
+    def _cap(self, now: float, prefills: list[Job]) -> int:
+        return self.chunk_tokens_max
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -133,11 +170,13 @@ OUTPUT_TOKENS_PRIOR = 200
 _PARTS: dict[str, Callable[[Setup, Profile], Setup]] = {
     "full": lambda setup, _: setup,
     "no promotion": _routed(lambda setup: _within_own_tier(place_of(setup)), _offered_within_own_tier),
+    "no keeping apart": _routed(lambda _: _into_any, _offered_into_any),
     "no soft homes": _routed(lambda _: partial(spread, home_bonus=0.0)),
     "no wait-time test": _routed(lambda _: least(_load_alone)),
     "no KV admission": _routed(lambda setup: expecting(place_of(setup), lambda request: -request.prompt_tokens)),
     "no length prediction": _routed(lambda setup: expecting(place_of(setup), lambda _: OUTPUT_TOKENS_PRIOR)),
     "no slack spent": _planned(WithoutSlack),
+    "no larger chunk for tight prompts": _planned(WithOneCap),
     "no decodes left out": _planned(WithAllDecodes),
     "no dynamic chunk": _planned(WithFixedChunk),
     "no EDF": _planned(InOrderOfArrival),
@@ -145,11 +184,13 @@ _PARTS: dict[str, Callable[[Setup, Profile], Setup]] = {
 WHAT = {
     "full": "multislo as it is",
     "no promotion": "a request is placed on its own tier's instances alone, except at its last call",
+    "no keeping apart": "full instances take other tiers' requests, too (but at a request's last call)",
     "no soft homes": "one pool: the own tier's instances are not preferred",
     "no wait-time test": "the least loaded that has memory; no deadline is tested before a request is placed",
     "no KV admission": "nothing is reserved: memory is never short in the router's books",
     "no length prediction": f"every output is believed to have {OUTPUT_TOKENS_PRIOR} tokens",
     "no slack spent": "what decodes are early by is not spent: iterations within the tightest TPOT",
+    "no larger chunk for tight prompts": "the usual cap for prompts that would need larger chunks to be in time",
     "no decodes left out": "every decode takes part in every iteration",
     "no dynamic chunk": "chunks up to the cap, whatever time the decodes have",
     "no EDF": "prefills in the order of their arrival",

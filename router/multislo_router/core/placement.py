@@ -59,15 +59,15 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
     (lazy promotion), then the warm pool; where nobody keeps the reserve, as `spread`."""
     home = request.tier.index
     own = homes.tiers[home].fullest(PACK_LOAD, OWN_CANDIDATES)
-    choice = _first_with_room(_below(own, request, PACK_LOAD, now), request, now)
+    choice = first_with_room(_below(own, request, PACK_LOAD, now), request, now)
     if choice is not None:
         return choice
     for index in range(home - 1, -1, -1):
         tighter = homes.tiers[index].fullest(PACK_LOAD, OTHER_CANDIDATES)
-        choice = _first_with_room(_below(tighter, request, PACK_LOAD, now), request, now)
+        choice = first_with_room(_below(tighter, request, PACK_LOAD, now), request, now)
         if choice is not None:
             return choice
-    choice = _first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
+    choice = first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
     return choice if choice is not None else spread(homes, request, now)
 
 
@@ -91,7 +91,7 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
         candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
     short_share = 0.0 if request.tier.config.overload is Overload.REJECT else SHORT_SHARE
-    return _first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, short_share)
+    return first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, short_share)
 
 
 def _spread_tight(homes: Homes, request: Request, now: float) -> Choice | None:
@@ -104,16 +104,14 @@ def _spread_tight(homes: Homes, request: Request, now: float) -> Choice | None:
             # The number settles ties, so that instances are never compared.
             ranked.append((bool(instance.prefills), -instance.batch_tokens, instance.steady_s, len(ranked), instance))
     ranked.sort()
-    return _first_with_room([instance for *_, instance in ranked[:TIGHT_ROOMS_MAX]], request, now)
+    return first_with_room([instance for *_, instance in ranked[:TIGHT_ROOMS_MAX]], request, now)
 
 
 def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:
     return [instance for instance in instances if load_with(instance, request, now) <= load_max]
 
 
-def _first_with_room(
-    instances: list[Instance], request: Request, now: float, short_share: float = 0.0
-) -> Choice | None:
+def first_with_room(instances: list[Instance], request: Request, now: float, short_share: float = 0.0) -> Choice | None:
     """The first that has room; else, of those that plan by deadlines, the one that lacks least, if that is no more than this share of the
     TTFT: waiting for room to come up loses the time that is left, and such an engine makes good what an estimate lacks."""
     best: Room | None = None
@@ -134,7 +132,7 @@ def offered(instance: Instance, request: Request, now: float) -> Choice | None:
     """Whether a held request takes the room that an instance has just got."""
     if overloaded(instance, request, load_with(instance, request, now)):
         return None
-    return _first_with_room([instance], request, now)
+    return first_with_room([instance], request, now)
 
 
 def least_harm(homes: Homes, request: Request, now: float) -> Choice | None:
