@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from multislo_operator.decide.draft import Draft
-from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceObserved, InstanceState, TierSpec
+from multislo_operator.decide.draft import Draft, Seat
+from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierSpec
 from multislo_operator.decide.need import (
     SETTLE_S,
     Bounds,
@@ -49,7 +49,7 @@ def goals(
         waiting = pressed(spec, observed, memory, now)
         wanted = _by_load(spec, limits, live)
         urgent = _urgent(spec, limits, wanted, live)
-        raised_for = _one_more_where_requests_wait(spec, observed, waiting, wanted, urgent, live)
+        raised_for = _one_more_where_requests_wait(draft, waiting, wanted, urgent, live)
         reasons, terms = _why(spec, limits, found, waiting, live, memory.weights)
     granted = within_budget(spec, wanted)
     asks = {} if trouble else {t.name: t.work_rate / fill_target(spec.attainment) for t in observed.tiers or ()}
@@ -102,24 +102,27 @@ def _urgent(spec: FleetSpec, limits: Bounds, wanted: Mapping[str, int], live: Ma
 
 
 def _one_more_where_requests_wait(
-    spec: FleetSpec,
-    observed: FleetObserved,
+    draft: Draft,
     waiting: Sequence[str],
     wanted: dict[str, int],
     urgent: dict[str, int],
     live: Mapping[str, int],
 ) -> str | None:
-    """One more than there are, in a tier whose requests wait, unless more is coming to it or to a tighter tier already.
+    """One more than there are, in a tier whose requests wait, unless more is coming that can serve it.
 
-    What starts, or has only just become ready, counts as coming: a need starts one instance, not one a second.
+    What starts, or has only just become ready, counts as coming: a need starts one instance, not one a second, and not one a tier.
     Returns the tier, where the fleet grows by it.
     """
-    total = have = coming = 0
-    for tier in spec.tightest_first:
+    total = have = stuck = 0
+    for tier in draft.spec.tightest_first:
         total += wanted[tier.name]
         have += live[tier.name]
-        coming += sum(1 for seen in observed.instances if seen.tier == tier.name and _is_coming(seen))
-        if tier.name in waiting and not coming and total <= have:
+        # What does not come up keeps its own and looser tiers from starting another, which would not either.
+        stuck += sum(1 for seat in draft.seats if seat.tier == tier.name and draft.is_stuck(seat))
+        coming = [seat for seat in draft.seats if _is_coming(draft, seat)]
+        if stuck or any(seat.tier == tier.name or seat.batch_tokens <= tier.batch_tokens for seat in coming):
+            continue
+        if tier.name in waiting and total <= have:
             more = min(max(wanted[tier.name], live[tier.name]) + 1, tier.instances_max)
             total += more - wanted[tier.name]
             wanted[tier.name] = urgent[tier.name] = more
@@ -128,8 +131,10 @@ def _one_more_where_requests_wait(
     return None
 
 
-def _is_coming(seen: InstanceObserved) -> bool:
-    return seen.state is InstanceState.STARTING or (seen.state is InstanceState.READY and seen.since_s < SETTLE_S)
+def _is_coming(draft: Draft, seat: Seat) -> bool:
+    if seat.state is InstanceState.STARTING:
+        return not draft.is_stuck(seat)
+    return seat.state is InstanceState.READY and seat.since_s < SETTLE_S
 
 
 def _why(

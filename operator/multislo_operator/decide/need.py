@@ -32,8 +32,12 @@ BACKLOG_SPAN_MIN_S = 10.0
 """The backlog is to be worked off within one start-up time, but no sooner than this."""
 SLOWER_MAX = 2.0
 """Engines that are measured slower than the profile raise the need by at most this factor: beyond it the profile is wrong."""
-SHRINK_MARGIN = 0.06
-"""Shrinking needs this much more room than the target leaves: the gap between going up and coming down."""
+NOISE_DEAD = 2.0
+"""The mean over 10 s is taken for the work only where it is more than this many standard deviations of its own noise above the mean over
+30 s. Within them it is chance, which the room is there for: to start an instance for a peak of it, or keep one, is to pay for it twice."""
+SHRINK_MARGIN, SHRINK_NOISES = 0.05, 0.5
+"""Shrinking goes by the mean over 30 s with this share and so many standard deviations of the mean over 10 s more: the gap between going
+up and coming down. The mean over 30 s scatters by 0.6 of them."""
 CONFIRM_S = 2.5
 """A need that comes from averages must last this long."""
 PENDING_MOMENT_S = 0.25
@@ -88,14 +92,15 @@ class Need:
 
     tier: str
     work: float
+    """As far as it is not chance."""
     growth: float
     backlog: float
     noise: float
-    """Standard deviation of `work`, had its requests arrived at random."""
+    """Standard deviation of the work's mean over 10 s, had its requests arrived at random."""
     quota: float
     """Sum of work, growth and backlog with the room that the target fill leaves, as far as their noise asks for it."""
-    quota_roomy: float
-    """The quota with the margin for shrinking."""
+    quota_calm: float
+    """The quota of the work's mean over 30 s with the margin for shrinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,32 +137,39 @@ def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]
     horizon_s = min(spec.startup_s + AVERAGE_LAG_S + CONFIRM_S, GROWTH_HORIZON_MAX_S)
     dead = GROWTH_DEAD * horizon_s / AVERAGES_APART_S
     answer = []
-    work = trend = backlog = arrivals = 0.0
+    fast = slow = trend = backlog = arrivals = 0.0
     for tier in spec.tightest_first:
         now = seen[tier.name]
         weight = slower * weights.get(tier.name, 1.0)
         # A tier's traffic can ask for no more than its own maximum, though others may serve it.
-        work += min(now.work_rate * weight, tier.instances_max * fill)
+        fast += min(now.work_rate * weight, tier.instances_max * fill)
+        slow += min(_work_slow(now) * weight, tier.instances_max * fill)
         trend += now.work_rate_trend * weight
         arrivals += now.arrival_rate
         if now.arrival_rate > 0.0 and _lingers(tier, now):
             each_s = weight * now.work_rate / now.arrival_rate
             backlog += now.pending * each_s / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
-        noise = work / sqrt(arrivals * NOISE_WINDOW_S) if arrivals > 0.0 else 0.0
+        noise = fast / sqrt(arrivals * NOISE_WINDOW_S) if arrivals > 0.0 else 0.0
+        work = fast if fast - slow > NOISE_DEAD * noise else slow
         backlog = min(backlog, EXTRA_MAX * work)
         growth = min(max(trend * horizon_s - dead * noise, 0.0), EXTRA_MAX * work - backlog)
-        needed = work + growth + backlog
-        room = 1.0 / fill - 1.0
-        quota = needed + room * _spare(needed, noise)
-        roomy = quota + (SHRINK_MARGIN * needed + noise) / fill
-        answer.append(Need(tier.name, work, growth, backlog, noise, quota, roomy))
+        extra = growth + backlog
+        quota = _quota(work + extra, noise, fill)
+        calm = _quota((1.0 + SHRINK_MARGIN) * slow + SHRINK_NOISES * noise + extra, noise, fill)
+        answer.append(Need(tier.name, work, growth, backlog, noise, quota, calm))
     return tuple(answer)
 
 
-def _spare(needed: float, noise: float) -> float:
-    """What the room of the fill target is taken of: the work itself where the noise is the usual."""
+def _work_slow(now: TierObserved) -> float:
+    """The router's mean over 30 s, from its mean over 10 s and its trend."""
+    return max(now.work_rate - AVERAGES_APART_S * now.work_rate_trend, 0.0)
+
+
+def _quota(needed: float, noise: float, fill: float) -> float:
+    """With room: a share of the need itself where the noise is the usual."""
     chance = min(max(noise / NOISE_USUAL, CHANCE_MIN * needed), CHANCE_MAX * needed)
-    return (1.0 - CHANCE_SHARE) * needed + CHANCE_SHARE * chance
+    spare = (1.0 - CHANCE_SHARE) * needed + CHANCE_SHARE * chance
+    return needed + (1.0 / fill - 1.0) * spare
 
 
 def _slower(observed: FleetObserved) -> float:
@@ -199,7 +211,8 @@ def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Se
         refused=refused,
         refused_rate=rates,
     )
-    return with_peak(kept, spec, now, [need.quota_roomy for need in found])
+    confirmed = [min(column) for column in zip(*(quotas for _, quotas in recent), strict=True)]
+    return with_peak(kept, spec, now, [max(c, need.quota_calm) for c, need in zip(confirmed, found, strict=True)])
 
 
 def with_peak(memory: Memory, spec: FleetSpec, now: float, needed: Sequence[float]) -> Memory:
