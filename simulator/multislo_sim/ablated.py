@@ -4,14 +4,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multislo_engine.planners import EngineView, Job, Plan, SloAware
+from multislo_engine.planners import EngineView, Job, SloAware
 from multislo_engine.planners.chunks import admissible
-from multislo_engine.planners.view import Decodes, Slots
+from multislo_engine.planners.view import Slots
 from multislo_perf.profile import Profile
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
@@ -87,26 +86,12 @@ def _load_alone(instance: Instance, request: Request, now: float) -> float:
 # -- the planner's parts -----------------------------------------------------------------------------------------------
 
 
-class _Unbanked:
-    """Decodes whose next token is due one TPOT from now at the latest: what they are early by is not seen."""
-
-    def __init__(self, decodes: Decodes, now: float) -> None:
-        self.jobs = decodes.jobs
-        self.tpot_s = decodes.tpot_s
-        self.kv_tokens = decodes.kv_tokens
-        self._due_s: NDArray[np.float64] = np.minimum(decodes.due_s, now + decodes.tpot_s)
-
-    @property
-    def due_s(self) -> NDArray[np.float64]:
-        return self._due_s.copy()
-
-
 @dataclass(frozen=True, slots=True)
 class WithoutSlack(SloAware):
-    """An iteration takes at most its fraction of the tightest TPOT, however early the decodes are."""
+    """An iteration takes at most its fraction of the tightest TPOT: what decodes are early by is not seen."""
 
-    def plan(self, now: float, view: EngineView) -> Plan:
-        return SloAware.plan(self, now, replace(view, decodes=cast(Decodes, _Unbanked(view.decodes, now))))
+    def _slacks(self, now: float, view: EngineView) -> NDArray[np.float64]:
+        return np.minimum(SloAware._slacks(self, now, view), view.decodes.tpot_s)
 
 
 @dataclass(frozen=True, slots=True)

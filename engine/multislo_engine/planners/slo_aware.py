@@ -72,8 +72,7 @@ class SloAware:
         prefills, lost = self._prefills(now, view)
         if not count:
             return Plan(self._chunks(now, view, prefills, lost, inf, 0, 0))
-        slacks = view.decodes.due_s
-        slacks -= now
+        slacks = self._slacks(now, view)
         least_s = self._least(slacks)
         budget_s = self.slack_fraction * least_s
         seats = view.batch_tokens - (self.chunk_tokens_min if prefills or lost else 0)
@@ -85,6 +84,12 @@ class SloAware:
             return Plan(self._chunks(now, view, prefills, lost, budget_s, count, view.decode_kv_tokens))
         kv_tokens = view.decodes.kv_tokens(slots)
         return Plan(self._chunks(now, view, prefills, lost, budget_s, len(slots), kv_tokens), slots)
+
+    def _slacks(self, now: float, view: EngineView) -> NDArray[np.float64]:
+        """How long it is until each decode's next token is due."""
+        slacks = view.decodes.due_s
+        slacks -= now
+        return slacks
 
     def _prefills(self, now: float, view: EngineView) -> tuple[list[Job], list[Job]]:
         """Those that may get a chunk, by deadline, the ones under way and of the waiting those that fit in free KV and seats:
