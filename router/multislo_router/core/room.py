@@ -194,13 +194,14 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     # that is shorter: behind a long context attention fills it, and chunks are small.
     fixed_s = latency.fixed_s + latency.gemm_s
     slack_s = min(instance.due_least) - now
-    usable_s = SLACK_SHARE * (slack_s if slack_s > tightest else tightest) - fixed_s
+    usable_s = SLACK_SHARE * (slack_s if slack_s > tightest else tightest) / factor - fixed_s
     by_time = fixed_s / usable_s if usable_s > fixed_s else 1.0
     by_token = fixed_s / CHUNK_MAX
     head = next(iter(instance.prefills.values()), None)
     if head is not None:
         # The iteration under way carries a chunk, half of which is still to come on the mean.
-        busy_s = 0.5 * (latency.tokens_s(CHUNK_MAX) + head.attention_s * CHUNK_MAX / (head.prompt_tokens + CHUNK_MAX))
+        busy_s = latency.tokens_s(CHUNK_MAX) + head.attention_s * CHUNK_MAX / (head.prompt_tokens + CHUNK_MAX)
+        busy_s *= 0.5 * factor
         if busy_s > wait_s:
             wait_s = busy_s
 
