@@ -204,6 +204,7 @@ class Instance:
         self._uncount_tpot(request.tpot_s)
         if request.stage is Stage.DECODE:
             self.lost[request.id] = request
+        self.queue.lead = None
 
     def prefill_share_now(self, now: float) -> float:
         elapsed = now - self.prefill_share_at
@@ -260,6 +261,7 @@ class Instance:
         was_head = next(iter(self.prefills)) == request.id
         del self.prefills[request.id]
         self.prefill_ended_at = now
+        self.queue.lead = None
         if was_head:
             self.queue.left_head(request.prompt_tokens)
             if self.prefills:

@@ -291,6 +291,7 @@ class RouterCore:
             if request.instance is not None:
                 request.kv_reserved += difference
                 request.instance.kv_reserved += difference
+                request.instance.queue.lead = None
                 if request.stage is Stage.DECODE:
                     request.instance.kv_decode_tokens += difference
         return NOTHING

@@ -11,7 +11,7 @@ from math import inf
 from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
 from multislo_router.core.request import Request
-from multislo_router.core.stock_queue import walk
+from multislo_router.core.stock_walk import walk
 
 LOAD_MAX = 1.1
 """Sustained load that a stock engine may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
