@@ -63,6 +63,7 @@ class Instance:
         "prefill_ended_at",
         "prefill_share",
         "prefill_share_at",
+        "prefill_variance",
         "prefills",
         "queue",
         "refreshed_at",
@@ -131,8 +132,10 @@ class Instance:
         """When a prefill last left the instance's queue."""
         self.prefill_share = 0.0
         """Share of the time that the prefills sent here take, a moving mean (profile's time, uncalibrated)."""
+        self.prefill_variance = 0.0
+        """By how much that mean errs, squared: so few prompts make it up, each a share of its own (shot noise)."""
         self.late_share = 0.0
-        """The part of it that was lost already when it was sent here."""
+        """The part of the mean that was lost already when it was sent here."""
         self.prefill_share_at = now
         self.head_since = now
         """When the engine began with the first of the prefills."""
@@ -177,9 +180,11 @@ class Instance:
             self._set_head(now)
         self.prefills[request.id] = request
         self.prefill_share_now(now)
-        self.prefill_share += request.prefill_work_s / PREFILL_WINDOW_S
+        share = request.prefill_work_s / PREFILL_WINDOW_S
+        self.prefill_share += share
+        self.prefill_variance += share * share
         if self.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
-            self._order_prefills()
+            self._order_prefills(now)
 
     def _count_tpot(self, tpot_s: float) -> None:
         self.tpot_counts[tpot_s] = self.tpot_counts.get(tpot_s, 0) + 1
@@ -211,6 +216,7 @@ class Instance:
         if elapsed > DECAY_STEP_S:
             decay = exp(-elapsed / PREFILL_WINDOW_S)
             self.prefill_share *= decay
+            self.prefill_variance *= decay * decay
             self.late_share *= decay
             self.prefill_share_at = now
         return self.prefill_share
@@ -219,13 +225,17 @@ class Instance:
         self.prefill_share_now(now)
         return self.late_share
 
-    def _order_prefills(self) -> None:
-        # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
+    def _order_prefills(self, now: float) -> None:
         begun = next(iter(self.prefills.values()))
-        preempts = self.scheduler is Scheduler.SLO_AWARE
-        self.prefills = {
-            r.id: r for r in sorted(self.prefills.values(), key=lambda r: (not preempts and r is not begun, r.due))
-        }
+        if self.scheduler is Scheduler.SLO_AWARE:
+            # What is lost goes behind all others, and one under way may be overtaken.
+            ordered = sorted(self.prefills.values(), key=lambda r: (r.lost, r.due))
+            if ordered[0] is not begun:
+                self._set_head(now)
+        else:
+            # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
+            ordered = sorted(self.prefills.values(), key=lambda r: (r is not begun, r.due))
+        self.prefills = {r.id: r for r in ordered}
 
     def _set_head(self, now: float) -> None:
         self.head_since = now
@@ -430,9 +440,12 @@ class Instance:
 
     def _believe(self, now: float) -> None:
         """The lost among the prefills, the iteration time and the load, as of now. O(prefills)."""
-        for request in self.prefills.values():
-            if request.due < now:
+        lost = [request for request in self.prefills.values() if request.due < now and not request.lost]
+        if lost:
+            for request in lost:
                 self.lose(request)
+            if self.scheduler is Scheduler.SLO_AWARE and len(self.prefills) > 1:
+                self._order_prefills(now)
         decodes = len(self.decodes)
         self.iteration_s = self.calibration * self.latency.iteration_s(0, 0, decodes, self.kv_decode_tokens)
         self.refreshed_at = now
@@ -473,6 +486,8 @@ class Instance:
             undone = 1.0 - self.head_progress(now)
             for request in prefills.values():
                 kv_tokens += request.prompt_tokens
+                if request.lost and self.scheduler is Scheduler.SLO_AWARE:
+                    continue  # it takes what the others leave, and they are behind nobody who is lost
                 demand += request.prefill_work_s * undone
                 undone = 1.0
                 left = request.due - now

@@ -6,7 +6,7 @@ the first two tokens and on the steady iteration are PolyServe's (arXiv 2507.177
 the steady iteration estimated apart.
 """
 
-from math import inf
+from math import inf, sqrt
 
 from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
@@ -15,7 +15,10 @@ from multislo_router.core.stock_walk import walk
 
 LOAD_MAX = 1.1
 """Sustained load that a stock engine may reach. At 1 its tightest TPOT is just kept while prefills come as they have of late; a tenth more
-is what the moving mean errs by (at 1.0 long prompts wait for room that is there, at 1.4 the tightest tier pays)."""
+is what the moving mean of short prompts errs by (at 1.4 they fill engines beyond what these can serve, and a queue grows)."""
+LOAD_DEVIATIONS = 1.5
+"""So many standard deviations of the moving mean it may reach where these are more: a few long prompts make a mean that errs by .3, and
+the room test, which follows the engine's queue, knows better."""
 FOREIGN_LOAD_MAX = 0.9
 """Sustained load up to which an SLO-aware engine takes requests of other tiers than its home. What their own prefills would add is not
 counted, or a long prompt would find no place in a fleet that is far from full."""
@@ -86,7 +89,7 @@ def overloaded(instance: Instance, request: Request, load: float) -> bool:
     """Whether that load is more than an engine may reach. Of one that plans by deadlines the room test sees the work that is due, and its
     decodes live on slack: a cap on its moving mean keeps out what has room. But a full one keeps to its home tier."""
     if instance.scheduler is not Scheduler.SLO_AWARE:
-        return load > LOAD_MAX
+        return load > LOAD_MAX and load > 1.0 + LOAD_DEVIATIONS * sqrt(instance.prefill_variance)
     return _foreign_to_full(instance, request)
 
 
@@ -102,7 +105,8 @@ def _foreign_to_full(instance: Instance, request: Request) -> bool:
 
 def _demand_with(instance: Instance, request: Request) -> float:
     """The share of time that an engine which leaves out who has slack needs for its decodes, the request among them, and for the prefills
-    of late: a token once in its TPOT for each, and an iteration's fixed cost as often as the tightest asks for one."""
+    of late, but for those that were lost already and get what is left: a token once in its TPOT for each, and an iteration's fixed cost as
+    often as the tightest asks for one."""
     latency = instance.latency
     each_s = latency.gemm_per_token_s + latency.per_decode_s
     own_tpot_s = LATE_TPOT_S if request.lost else request.tpot_s
@@ -114,7 +118,7 @@ def _demand_with(instance: Instance, request: Request) -> float:
     counts = instance.tier_counts
     for index, tpot_s in enumerate(instance.tpots):
         share += counts[index] * each_s / tpot_s
-    return instance.calibration * (share + instance.prefill_share)
+    return instance.calibration * (share + instance.prefill_share - instance.late_share)
 
 
 def fits(instance: Instance, request: Request) -> bool:
@@ -178,8 +182,8 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
 
 
 def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | None:
-    """For every deadline from the request's own on: the time until it holds the prefills due by it (earliest deadline first) and
-    the decode tokens due by it."""
+    """For every deadline from the request's own on: the time until it holds the prefills due by it (earliest deadline first, the engine
+    has those that are lost behind them) and the decode tokens due by it."""
     latency = instance.latency
     factor = instance.calibration
     decodes = len(instance.decodes)
@@ -212,7 +216,8 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     own_at = 0.0
     demand = 0.0
     undone = 1.0 - instance.head_progress(now)
-    backlog = [*instance.prefills.values(), request]
+    backlog = [other for other in instance.prefills.values() if not other.lost]
+    backlog.append(request)
     if len(backlog) > 1:
         backlog.sort(key=_due)
     for other in backlog:
@@ -233,7 +238,7 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
             alone_s = wait_s + factor * (latency.tokens_s(min(request.prompt_tokens, CHUNK_MAX)) + request.attention_s)
             own = min(margin, until - alone_s)
             own_at = until - own
-        elif not other.lost and margin < harm:
+        elif margin < harm:
             harm = margin
     return Room(instance, own, harm, now + own_at, steady_s)
 

@@ -16,6 +16,7 @@ from multislo_router.core.ladder import Ladder, bucket_of
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.pending import Pending
 from multislo_router.core.request import Request, Stage
+from multislo_router.core.room import overloaded
 from multislo_router.core.tier import Tier
 
 FIXED = settings(deadline=None, database=None, derandomize=True)
@@ -202,3 +203,20 @@ def test_behind_other_prompts_the_predicted_first_token_is_within_an_iteration_o
     iteration_s = LAW.iteration_s(batch_tokens, 0, 0, 0)
     errors = {id: seen[id] - at for id, at in predicted.items()}
     assert all(-1e-3 <= error <= iteration_s for error in errors.values()), errors
+
+
+@pytest.mark.parametrize(("prompt_tokens", "full"), [(500, True), (20_000, False)])
+def test_the_prefills_of_late_may_fill_a_stock_engine_further_where_they_are_few_and_long(prompt_tokens, full):
+    instance = instance_of("a", 0.0)
+    tier = Tier(TierConfig("middle", 0.3, 0.05), 0, LAW, 400_000)
+    request = Request(0, tier, 0.0, 5.0, 0.05, prompt_tokens, None, True)
+    request.measure_prefill(LAW)
+    number = 0
+    while instance.prefill_share < 1.0:
+        number += 1
+        sent = Request(number, tier, 0.0, 5.0, 0.05, prompt_tokens, None, True)
+        sent.measure_prefill(LAW)
+        instance.admit(sent, 0.0)
+
+    assert overloaded(instance, request, 1.3) is full
+    assert overloaded(instance, request, 2.0)

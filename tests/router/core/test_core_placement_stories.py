@@ -155,6 +155,20 @@ def test_a_lost_request_waits_behind_one_that_can_still_be_in_time(small_fleet):
     assert [(made.request, made.kind) for made in then] == [(2, d.Kind.LATE)]
 
 
+def test_a_lost_prompt_in_an_engine_that_plans_by_deadlines_takes_no_room_from_those_in_time(small_fleet):
+    fleet = small_fleet("middle", scheduler=e.Scheduler.SLO_AWARE)
+    fleet.arrive(prompt_tokens=10_000)
+    fleet.arrive(prompt_tokens=12_000)
+    fleet.wait(0.5)
+    (lost,) = fleet.tokens(1)
+
+    made = fleet.arrive(prompt_tokens=7_000)
+
+    assert (lost.request, lost.kind) == (2, d.Kind.LATE)
+    assert made.kind is d.Kind.OWN_TIER
+    assert made.room_s >= 0.0
+
+
 def test_a_lost_request_that_fits_nowhere_does_not_hold_up_others(small_fleet):
     fleet = small_fleet("middle", kv_tokens_max=10_000)
     fleet.arrive(prompt_tokens=5_000, tier="loose", output_tokens_max=10)
