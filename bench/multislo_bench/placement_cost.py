@@ -67,7 +67,9 @@ class Engine:
 class BusyFleet:
     """A core with `size` instances in the middle of their work, and their clocks."""
 
-    def __init__(self, size: int, placement: Placement, seed: int) -> None:
+    def __init__(
+        self, size: int, placement: Placement, seed: int, scheduler: events.Scheduler = events.Scheduler.FCFS
+    ) -> None:
         self._dice = Random(seed)
         profile = load_profile(PROFILE)
         self._latency = profile.latency
@@ -75,7 +77,8 @@ class BusyFleet:
             TierConfig(name, ttft_s, tpot_s, batch_tokens=batch_tokens(profile.latency, tpot_s))
             for name, ttft_s, tpot_s, _ in TIERS
         )
-        config = CoreConfig(tiers, tiers[0].name, profile.latency, EngineLimits(profile.kv_tokens_max), placement)
+        limits = EngineLimits(profile.kv_tokens_max, scheduler=scheduler)
+        config = CoreConfig(tiers, tiers[0].name, profile.latency, limits, placement)
         self._chosen: Instance | None = None
         self.core = RouterCore(config, self._place_by(PLACEMENTS[placement]))
         self._tiers = tiers
@@ -230,10 +233,16 @@ class BusyFleet:
 
 
 def measure(
-    size: int, arrivals: int, placement: Placement, seed: int, on_progress: Callable[[int], None]
+    size: int,
+    arrivals: int,
+    placement: Placement,
+    seed: int,
+    on_progress: Callable[[int], None],
+    scheduler: events.Scheduler = events.Scheduler.FCFS,
 ) -> dict[str, float]:
     """Quantiles in microseconds for a fleet of `size`: of placements, and of the events that are none."""
-    fleet = BusyFleet(size, placement, seed)
+    gc.collect()  # the fleet before this one is a ring of objects, up to gigabytes
+    fleet = BusyFleet(size, placement, seed, scheduler)
     costs = fleet.run(arrivals, on_progress)
     status = fleet.core.status(fleet.now)
     p50, p99 = np.percentile(costs.arrivals, (50.0, 99.0)) / 1000.0

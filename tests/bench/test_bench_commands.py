@@ -78,7 +78,7 @@ def test_a_server_that_cannot_be_asked_exits_1(tmp_path: Path) -> None:
     assert "cannot be asked" in result.stderr
 
 
-def test_bench_placement_prints_quantiles_by_fleet_size() -> None:
+def test_bench_placement_prints_quantiles_by_fleet_size_and_engine() -> None:
     result = called("bench", "placement", "--sizes", "8,16", "--arrivals", "100", "--json")
 
     assert result.exit_code == 0, result.output
@@ -87,6 +87,7 @@ def test_bench_placement_prints_quantiles_by_fleet_size() -> None:
     for row in figures.values():
         assert 0.0 < row["p50_us"] <= row["p99_us"]
         assert row["requests_per_instance"] > 10
+        assert 0.0 < row["slo_aware"]["p50_us"] <= row["slo_aware"]["p99_us"]
 
 
 def test_bench_placement_names_a_wrong_size() -> None:
