@@ -12,7 +12,7 @@ from multislo_sim.experiments.day import day_figure, day_report, day_tables
 from multislo_sim.experiments.show import show
 from multislo_sim.scaling.contenders import SCALED, scaled_named
 from multislo_sim.scaling.rivals import Deployments, Group, Hpa, OnPending, Saturation, concurrency, queue, work
-from multislo_sim.scaling.search import Found, Ground, Tried, leanest
+from multislo_sim.scaling.search import Found, Ground, Tried, between, leanest
 from multislo_sim.scaling.trial import Bin, Run, least_instance_s, load_of, play_scaled
 from multislo_sim.trial import fleet_of, homes_of
 from multislo_sim.workloads.day import Burst, Day
@@ -152,6 +152,16 @@ def test_the_search_finds_the_leanest_setting_that_reaches_a_level_and_says_wher
     best = found.best[0.5]
     assert best is not None
     assert best.hours == min(each.hours for each in found.tried if each.attained >= 0.5)
+
+
+def test_hours_at_just_a_level_lie_between_the_two_settings_around_it() -> None:
+    def tried(attained: float, hours: float) -> Tried:
+        return Tried({"target": 0.5}, attained, hours, Run({"all": attained}, 3600.0 * hours, 5, 100, 7))
+
+    lean, roomy = tried(0.96, 5.0), tried(0.99, 6.5)
+    assert between(Found("hpa_work", {0.98: roomy}, (lean, roomy)), 0.98) == pytest.approx(6.0)
+    assert between(Found("hpa_work", {0.98: roomy}, (roomy,)), 0.98) is None
+    assert between(Found("hpa_work", {0.98: None}, (lean,)), 0.98) is None
 
 
 def test_every_scaled_contender_builds_its_scaler_from_each_setting() -> None:

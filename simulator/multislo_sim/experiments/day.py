@@ -11,7 +11,7 @@ from multislo_sim.bound import bound
 from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
 from multislo_sim.scaling.contenders import SCALED, USUALLY, scaled_named
-from multislo_sim.scaling.search import Found, Ground, Tried, leanest
+from multislo_sim.scaling.search import Found, Ground, Tried, between, leanest
 from multislo_sim.scaling.trial import STARTUP_S, WARMUP_S, least_instance_s, load_of
 from multislo_sim.trial import classed
 from multislo_sim.workloads.day import Day
@@ -81,6 +81,7 @@ def _row(of: Found, levels: Sequence[float]) -> dict[str, Any]:
     return {
         "group": scaled_named(of.policy).group,
         **hours,
+        **{f"{key_of(level)}_hours_between": _rounded(between(of, level)) for level in levels},
         **settings,
         "tried": [_tried(each) for each in of.tried],
     }
@@ -99,7 +100,11 @@ def _tried(each: Tried) -> dict[str, Any]:
 
 def _hours(of: Found, level: float) -> float | None:
     best = of.best[level]
-    return None if best is None else round(best.hours, 3)
+    return None if best is None else _rounded(best.hours)
+
+
+def _rounded(hours: float | None) -> float | None:
+    return None if hours is None else round(hours, 3)
 
 
 def _ratios(found: Mapping[str, Found], ours: str, level: float) -> dict[str, float | None]:
@@ -123,9 +128,12 @@ def day_tables(report: Mapping[str, Any]) -> list[Table]:
     for name, row in report["policies"].items():
         settings = row[f"{keys[-1]}_setting"] or {}
         said = ", ".join(f"{knob} {value:g}" for knob, value in settings.items())
-        rows.append((name, row["group"], *(_said(row[f"{key}_hours"]) for key in keys), said or "-"))
-    rows.append(("fluid bound", "", *(f"{hours:.2f}" for hours in report["least_hours"].values()), ""))
-    columns = ("law", "over", *(f"{key[1:]} %" for key in keys), f"setting for {keys[-1][1:]} %")
+        just_hours = row[f"{keys[-1]}_hours_between"]
+        just = "-" if just_hours is None else f"{just_hours:.2f}"
+        rows.append((name, row["group"], *(_said(row[f"{key}_hours"]) for key in keys), just, said or "-"))
+    rows.append(("fluid bound", "", *(f"{hours:.2f}" for hours in report["least_hours"].values()), "", ""))
+    last = f"{keys[-1][1:]} %"
+    columns = ("law", "over", *(f"{key[1:]} %" for key in keys), f"just {last}", f"setting for {last}")
     tables = [table_of("instance-hours", columns, rows)]
     for name, title in (("ratio", "multislo"), ("stock_ratio", "multislo, stock engines")):
         if name in report:

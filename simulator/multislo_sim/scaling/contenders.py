@@ -86,10 +86,16 @@ def _saturation(setting: Setting) -> Law:
 UTILISATIONS = (1.1, 1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
 USUAL, SOON = _targets(*UTILISATIONS), _targets(*UTILISATIONS, stabilization_s=60.0)
 """With Kubernetes' stabilisation window, and with one of a minute."""
-OURS = tuple(
-    {"attainment": attainment, "stabilization_s": 20.0}
-    for attainment in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-)
+AT_ONCE = _targets(*UTILISATIONS, stabilization_s=15.0)
+ATTAINMENTS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+
+
+def _ours(stabilization_s: float) -> tuple[Setting, ...]:
+    return tuple({"attainment": attainment, "stabilization_s": stabilization_s} for attainment in ATTAINMENTS)
+
+
+OURS, OURS_USUAL = _ours(30.0), _ours(120.0)
+"""For a day that passes in an hour or two, and with the manifest's default."""
 SATURATIONS: tuple[Setting, ...] = tuple(
     {"kv_max": kv_max, "queue_max": queue_max, "kv_spare": 0.1, "queue_spare": spare, "look_s": look_s}
     for kv_max, queue_max, spare, look_s in (
@@ -104,11 +110,13 @@ SATURATIONS: tuple[Setting, ...] = tuple(
 
 SCALED = (
     Scaled("multislo", "ours", "multislo", _decide, OURS, 2),
-    Scaled("multislo_stock", "ours", "multislo_stock", _decide, OURS, 2),
+    Scaled("multislo_120s", "ours", "multislo", _decide, OURS_USUAL, 2),
+    Scaled("multislo_stock", "ours", "multislo_stock", _decide, OURS, 3),
     Scaled("hpa_work_shared", "shared", "multislo", _together(_hpa(work)), USUAL, 5),
     Scaled("hpa_work_shared_60s", "shared", "multislo", _together(_hpa(work)), SOON, 5),
+    Scaled("hpa_work_shared_15s", "shared", "multislo", _together(_hpa(work)), AT_ONCE, 5),
     Scaled("hpa_load_shared", "shared", "multislo", _together(_hpa(load)), USUAL, 5),
-    Scaled("hpa_work_shared_stock", "shared", "multislo_stock", _together(_hpa(work)), USUAL, 5),
+    Scaled("hpa_work_shared_stock", "shared", "multislo_stock", _together(_hpa(work)), SOON, 5),
     Scaled("hpa_work", "static", "static_partition", _apart(_hpa(work)), USUAL, 10),
     Scaled("hpa_work_60s", "static", "static_partition", _apart(_hpa(work)), SOON, 10),
     Scaled("hpa_work_by_tier", "static", "static_partition", _tilted, USUAL, 11),

@@ -64,6 +64,20 @@ def leanest(ground: Ground, policy: str) -> Found:
     return Found(policy, best, tuple(tried[index] for index in sorted(tried)))
 
 
+def between(found: Found, level: float) -> float | None:
+    """Hours at just this attainment, on the straight line from the cheapest run that reaches it to the next leaner setting: settings are
+    steps, and where a step falls is luck. None where either is missing."""
+    best = found.best[level]
+    if best is None:
+        return None
+    place = found.tried.index(best)
+    below = found.tried[place - 1] if place else None
+    if below is None or not 0.0 < below.attained < level or below.hours >= best.hours:
+        return None
+    share = (level - below.attained) / (best.attained - below.attained)
+    return below.hours + share * (best.hours - below.hours)
+
+
 def _try(policy: str, setting: Setting, loads: Sequence[Load]) -> Tried:
     scaled = scaled_named(policy)
     runs = []
