@@ -408,8 +408,9 @@ class Instance:
         return self.calibration * work_s
 
     def calibrate_by_prefill(self, request: Request, now: float) -> None:
-        """Its first token has come. If it was alone and took long enough to tell, its span says how fast the instance is; but an engine that
-        plans by deadlines cuts its chunks by the slack of those who decode there, and seemed slower by up to a fifth where it was full."""
+        """Its first token has come. If it was alone and took long enough to tell, its span says how fast the instance is; but an engine
+        that plans by deadlines cuts its chunks by the slack of those who decode there, and seemed slower by up to a fifth where it was
+        full."""
         if self.scheduler is Scheduler.SLO_AWARE and self.decodes:
             return
         if len(self.prefills) == 1 and self.head_since == request.placed_at:
