@@ -8,11 +8,11 @@ from typing import Any
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, Overload
+from multislo_router.core.fleet import Fleet
 from multislo_router.core.instance import PREFILL_WINDOW_S, Instance
 from multislo_router.core.invariants import check
-from multislo_router.core.ladder import Ladder
 from multislo_router.core.pending import Pending
-from multislo_router.core.placement import PLACEMENTS, Choice, Homes, OfferBy, PlaceBy, least_harm, nearly, offered
+from multislo_router.core.placement import PLACEMENTS, Choice, OfferBy, PlaceBy, least_harm, nearly, offered
 from multislo_router.core.report import status_of
 from multislo_router.core.request import Request, Stage
 from multislo_router.core.room import room_for_late
@@ -49,18 +49,15 @@ class RouterCore:
         self.tier_by_name = {tier.name: tier for tier in self.tiers}
         if config.default_tier not in self.tier_by_name:
             raise ValueError(f"default_tier {config.default_tier!r} must be one of {sorted(self.tier_by_name)}")
-        self.instances: dict[str, Instance] = {}
+        self.fleet = Fleet(self.tiers, config)
+        self.instances = self.fleet.instances
+        self.homes = self.fleet.homes
         self.requests: dict[int, Request] = {}
         self.pending = Pending()
-        self.homes = Homes([Ladder() for _ in self.tiers], Ladder(), config.engine.scheduler)
-        self.fleet_generation = 0
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]
         self._offer_by = offer_by
-        self._tpots = [tier.tpot_s for tier in self.tiers]
-        self._touched: list[Instance] = []
         self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
-        self._batch_tokens_largest = max(tier.batch_tokens for tier in config.tiers)
         self._handlers: dict[type, Callable[[Any], Sequence[d.Decision]]] = {
             e.RequestArrived: self._request_arrived,
             e.TokensReceived: self._tokens_received,
@@ -78,10 +75,8 @@ class RouterCore:
     def handle(self, event: e.Event) -> Sequence[d.Decision]:
         """Take in one event. Events about a request or an instance that is unknown (it ended meanwhile) change nothing."""
         made = self._handlers[type(event)](event)
-        if self._touched:
-            for instance in self._touched:
-                self._reindex(instance)
-            self._touched.clear()
+        if self.fleet.touched:
+            self.fleet.reindex_touched()
         return made
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -140,7 +135,7 @@ class RouterCore:
         tier.pending += 1
         tier.held += 1
         tokens = 1 if request.prefilled else request.prompt_tokens
-        last_call_at = request.due - self.config.latency.prefill_s(tokens, 0, self._batch_tokens_largest, 0, 0)
+        last_call_at = request.due - self.config.latency.prefill_s(tokens, 0, self.fleet.batch_tokens_largest, 0, 0)
         self.pending.hold(request, last_call_at)
         if last_call_at <= now:
             self._set_wake(now)
@@ -168,7 +163,7 @@ class RouterCore:
         tier.placements[kind] += 1
         tier.queue.observe(now - request.arrived)
         instance.measure_load(now)
-        self._reindex(instance)
+        self.fleet.reindex(instance)
         priority = None
         if instance.scheduler is e.Scheduler.PRIORITY:
             # Milliseconds of the deadline; what is late goes behind everything that is not.
@@ -198,8 +193,8 @@ class RouterCore:
     def _retry_after_s(self) -> float:
         """When capacity is likely: the held prompts' work over the instances that can take it."""
         latency = self.config.latency
-        work = self.pending.count * latency.prefill_s(1000, 0, self._batch_tokens_largest, 0, 0)
-        placeable = sum(1 for instance in self.instances.values() if instance.placeable) if self.pending.count else 1
+        work = self.pending.count * latency.prefill_s(1000, 0, self.fleet.batch_tokens_largest, 0, 0)
+        placeable = self.fleet.placeable if self.pending.count else 1
         return float(ceil(min(max(work / max(1, placeable), RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)))
 
     def _tokens_received(self, event: e.TokensReceived) -> Sequence[d.Decision]:
@@ -221,7 +216,7 @@ class RouterCore:
         if now <= request.due + request.tokens * request.tpot_s:
             request.tokens_met += count
         else:
-            request.tokens_met += _met(request, count, now)
+            request.tokens_met += request.in_time(count, now)
             instance.lose(request)
         request.tokens += count
         request.last_token_at = now
@@ -231,7 +226,7 @@ class RouterCore:
                 instance.calibrate(gap / count, instance.iteration_s / instance.calibration)
             instance.boundary_at = now
             instance.refresh(now, at_boundary=True)
-            self._reindex(instance)
+            self.fleet.reindex(instance)
         if first and self.pending.count:
             return self._offer(instance, now)
         return NOTHING
@@ -242,7 +237,7 @@ class RouterCore:
             requests = self.requests
             left_out = [requests[id] for id in event.left_out if id in requests]
             instance.iteration_seen(event.now, left_out)
-            self._reindex(instance)
+            self.fleet.reindex(instance)
         return NOTHING
 
     def _first_token(self, request: Request, instance: Instance, now: float) -> None:
@@ -267,7 +262,7 @@ class RouterCore:
         self._release(request, instance, now)
         if not request.streaming:
             request.tokens = request.tokens_met = 0
-            request.tokens_met = _met(request, event.tokens, now, together=True)
+            request.tokens_met = request.in_time(event.tokens, now)
             request.tokens = event.tokens
         request.tier.ended(request, event.outcome, now)
         return self._offer(instance, now) if self.pending.count else NOTHING
@@ -277,7 +272,7 @@ class RouterCore:
         request.tier.in_flight -= 1
         if now - instance.refreshed_at > 0.001 or not instance.requests:
             instance.refresh(now)
-            self._reindex(instance)
+            self.fleet.reindex(instance)
 
     def _leave_pending(self, request: Request) -> None:
         self.pending.leave()
@@ -378,7 +373,7 @@ class RouterCore:
             return self._place(request, choice, now)
         if refusing:
             self._leave_pending(request)
-            cause = d.Cause.DEADLINE if any(i.placeable for i in self.instances.values()) else d.Cause.NO_INSTANCE
+            cause = d.Cause.DEADLINE if self.fleet.placeable else d.Cause.NO_INSTANCE
             return self._refuse(request, cause, now, "no instance can meet its deadline any more")
         self.pending.give_up(request, 1 if request.tier.config.overload is Overload.BEST_EFFORT else 0)
         return None
@@ -392,61 +387,17 @@ class RouterCore:
 
     # -- the fleet -----------------------------------------------------------------------------------------------------
 
-    def _ladder(self, instance: Instance) -> Ladder:
-        return self.homes.warm if instance.tier is None else self.homes.tiers[instance.tier.index]
-
-    def _reindex(self, instance: Instance) -> None:
-        if instance.bucket >= 0:
-            self._ladder(instance).move(instance)
-
-    def _unlist(self, instance: Instance) -> None:
-        if instance.bucket >= 0:
-            self._ladder(instance).remove(instance)
-
-    def _list(self, instance: Instance) -> None:
-        if instance.bucket < 0 and instance.placeable:
-            self._ladder(instance).add(instance)
-
     def _fleet_changed(self, event: e.FleetChanged) -> Sequence[d.Decision]:
-        """Take the fleet as told. An instance that is gone or restarted is forgotten; what runs there ends by events of its own."""
-        now = event.now
-        self.fleet_generation += 1
-        told = {spec.id: spec for spec in event.instances}
-        for id in [id for id in self.instances if id not in told]:
-            self._unlist(self.instances.pop(id))
-        for spec in event.instances:
-            tier = self.tier_by_name[spec.tier] if spec.tier is not None else None
-            instance = self.instances.get(spec.id)
-            if instance is not None and instance.spec == spec:
-                continue
-            if instance is not None:
-                self._unlist(instance)
-            if instance is None or instance.spec.epoch != spec.epoch:
-                instance = Instance(
-                    spec, tier, self._tpots, self.config.latency, self.config.engine, now, self._touched
-                )
-                self.instances[spec.id] = instance
-            instance.spec = spec
-            instance.tier = tier
-            self._list(instance)
-            if instance.batch_tokens > self._batch_tokens_largest:
-                self._batch_tokens_largest = instance.batch_tokens
-        return self._tick(e.Tick(now)) if self.pending.count else NOTHING
+        self.fleet.change(event.instances, event.now)
+        return self._tick(e.Tick(event.now)) if self.pending.count else NOTHING
 
     def _instance_failed(self, event: e.InstanceFailed) -> Sequence[d.Decision]:
-        instance = self.instances.get(event.instance)
-        if instance is not None:
-            instance.failed = True
-            self._unlist(instance)
+        self.fleet.fail(event.instance)
         return NOTHING
 
     def _instance_revived(self, event: e.InstanceRevived) -> Sequence[d.Decision]:
-        instance = self.instances.get(event.instance)
-        if instance is None or not instance.failed:
-            return NOTHING
-        instance.failed = False
-        self._list(instance)
-        return self._offer(instance, event.now) if self.pending.count else NOTHING
+        instance = self.fleet.revive(event.instance)
+        return self._offer(instance, event.now) if instance is not None and self.pending.count else NOTHING
 
     def _instance_reported(self, event: e.InstanceReported) -> Sequence[d.Decision]:
         instance = self.instances.get(event.instance)
@@ -454,29 +405,16 @@ class RouterCore:
             return NOTHING
         instance.reported(event.running, event.waiting, event.kv_tokens, event.now)
         instance.refresh(event.now)
-        self._reindex(instance)
+        self.fleet.reindex(instance)
         return self._offer(instance, event.now) if self.pending.count else NOTHING
 
     # -- what it tells -------------------------------------------------------------------------------------------------
 
     def status(self, now: float) -> CoreStatus:
         """Everything that /fleet and /metrics show. O(fleet); for a scrape, not for a decision."""
-        for instance in self.instances.values():
-            instance.refresh(now)
-            self._reindex(instance)
-        return status_of(self.tiers, self.instances.values(), self.pending, self.fleet_generation, now)
+        self.fleet.refresh(now)
+        return status_of(self.tiers, self.instances.values(), self.pending, self.fleet.generation, now)
 
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold. For tests and the simulator: O(everything)."""
         check(self)
-
-
-def _met(request: Request, count: int, now: float, together: bool = False) -> int:
-    """How many of the next `count` tokens are in time, all received now."""
-    due = request.next_due()
-    if now <= due:
-        return count
-    if count == 1 or request.tpot_s <= 0.0:
-        return 0
-    late = ceil((now - due) / request.tpot_s)
-    return count - late if late < count else 0

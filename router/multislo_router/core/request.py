@@ -1,6 +1,7 @@
 """One request as the core knows it, from its arrival to its end."""
 
 from enum import Enum
+from math import ceil
 from typing import TYPE_CHECKING
 
 from multislo_perf.latency import LatencyModel
@@ -103,3 +104,13 @@ class Request:
     def next_due(self) -> float:
         """When its next token is due."""
         return self.due + self.tokens * self.tpot_s
+
+    def in_time(self, count: int, now: float) -> int:
+        """How many of the next `count` tokens are in time, all received now."""
+        due = self.next_due()
+        if now <= due:
+            return count
+        if count == 1 or self.tpot_s <= 0.0:
+            return 0
+        late = ceil((now - due) / self.tpot_s)
+        return count - late if late < count else 0

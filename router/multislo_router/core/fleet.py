@@ -1,0 +1,98 @@
+"""The instances that the router may place on, by name and on their ladders, as the fleet's own events leave them. Kept by `machine`; the
+placements see the ladders alone."""
+
+from collections.abc import Sequence
+
+from multislo_router.core.config import CoreConfig
+from multislo_router.core.events import InstanceSpec
+from multislo_router.core.instance import Instance
+from multislo_router.core.ladder import Ladder
+from multislo_router.core.placement import Homes
+from multislo_router.core.tier import Tier
+
+
+class Fleet:
+    """What was told of the engine servers, and each one's place by its load."""
+
+    def __init__(self, tiers: Sequence[Tier], config: CoreConfig) -> None:
+        """`tiers` from the tightest to the loosest."""
+        self.instances: dict[str, Instance] = {}
+        self.homes = Homes([Ladder() for _ in tiers], Ladder(), config.engine.scheduler)
+        self.generation = 0
+        """How often the fleet was told."""
+        self.batch_tokens_largest = max(tier.batch_tokens for tier in config.tiers)
+        self.touched: list[Instance] = []
+        """Instances whose load changed while they were asked for room: to be put in their place at the end of the event."""
+        self._config = config
+        self._tiers = {tier.name: tier for tier in tiers}
+        self._tpots = [tier.tpot_s for tier in tiers]
+
+    @property
+    def placeable(self) -> int:
+        return sum(1 for instance in self.instances.values() if instance.placeable)
+
+    def change(self, specs: Sequence[InstanceSpec], now: float) -> None:
+        """Take the fleet as told. An instance that is gone or restarted is forgotten; what runs there ends by events of its own."""
+        self.generation += 1
+        told = {spec.id for spec in specs}
+        for id in [id for id in self.instances if id not in told]:
+            self._unlist(self.instances.pop(id))
+        for spec in specs:
+            tier = self._tiers[spec.tier] if spec.tier is not None else None
+            instance = self.instances.get(spec.id)
+            if instance is not None and instance.spec == spec:
+                continue
+            if instance is not None:
+                self._unlist(instance)
+            if instance is None or instance.spec.epoch != spec.epoch:
+                config = self._config
+                instance = Instance(spec, tier, self._tpots, config.latency, config.engine, now, self.touched)
+                self.instances[spec.id] = instance
+            instance.spec = spec
+            instance.tier = tier
+            self._list(instance)
+            if instance.batch_tokens > self.batch_tokens_largest:
+                self.batch_tokens_largest = instance.batch_tokens
+
+    def fail(self, id: str) -> None:
+        """Nothing is placed there until it is revived."""
+        instance = self.instances.get(id)
+        if instance is not None:
+            instance.failed = True
+            self._unlist(instance)
+
+    def revive(self, id: str) -> Instance | None:
+        """The instance, if it had failed."""
+        instance = self.instances.get(id)
+        if instance is None or not instance.failed:
+            return None
+        instance.failed = False
+        self._list(instance)
+        return instance
+
+    def reindex(self, instance: Instance) -> None:
+        """Put an instance where its load says that it belongs now."""
+        if instance.bucket >= 0:
+            self._ladder(instance).move(instance)
+
+    def reindex_touched(self) -> None:
+        for instance in self.touched:
+            self.reindex(instance)
+        self.touched.clear()
+
+    def refresh(self, now: float) -> None:
+        """Bring every instance up to date. O(fleet)."""
+        for instance in self.instances.values():
+            instance.refresh(now)
+            self.reindex(instance)
+
+    def _ladder(self, instance: Instance) -> Ladder:
+        return self.homes.warm if instance.tier is None else self.homes.tiers[instance.tier.index]
+
+    def _list(self, instance: Instance) -> None:
+        if instance.bucket < 0 and instance.placeable:
+            self._ladder(instance).add(instance)
+
+    def _unlist(self, instance: Instance) -> None:
+        if instance.bucket >= 0:
+            self._ladder(instance).remove(instance)
