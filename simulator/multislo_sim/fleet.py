@@ -9,8 +9,9 @@ from heapq import heappop, heappush
 from math import inf
 from random import Random
 
-from multislo_engine.model import EngineConfig, EngineModel, EngineRequest, Iteration
+from multislo_engine.model import EngineModel
 from multislo_engine.planners import Planner, planner_named
+from multislo_engine.terms import EngineConfig, EngineRequest, Iteration
 from multislo_operator.decide import plan as p
 from multislo_operator.decide.fleet import InstanceState
 from multislo_perf.latency import LatencyModel

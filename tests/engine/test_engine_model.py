@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multislo_engine.model import EngineConfig, EngineModel, EngineRequest, EngineToken
+from multislo_engine.model import EngineModel
 from multislo_engine.planners import PLANNERS, planner_named
+from multislo_engine.terms import EngineConfig, EngineRequest, EngineToken
 from multislo_perf.latency import LatencyModel
 
 LAW = LatencyModel(

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from multislo_engine.model import EngineConfig, EngineModel, EngineRequest, Iteration
+from multislo_engine.model import EngineModel
 from multislo_engine.planners import DynamicChunk, Planner, QoServe, SloAware
 from multislo_engine.planners.calibration import Believing, Calibration
+from multislo_engine.terms import EngineConfig, EngineRequest, Iteration
 from multislo_perf.latency import LatencyModel
 
 LAW = LatencyModel(1.64e-3, 3.88e-3, 5.43e-6, 0.06e-3, 17.64e-6, 5.28e-6, 2.971e-8, 3.75e-7, 3.87e-10)

@@ -5,8 +5,9 @@ from math import inf
 
 import pytest
 
-from multislo_engine.model import EngineConfig, EngineModel, EngineRequest
+from multislo_engine.model import EngineModel
 from multislo_engine.planners import Decodes, EngineView, Job, Plan, Planner, SloAware, planner_named
+from multislo_engine.terms import EngineConfig, EngineRequest
 from multislo_perf.latency import LatencyModel
 
 LAW = LatencyModel(1.64e-3, 3.88e-3, 5.43e-6, 0.06e-3, 17.64e-6, 5.28e-6, 2.971e-8, 3.75e-7, 3.87e-10)

@@ -26,8 +26,9 @@ from multislo_engine.emulator.metrics import EngineCollector, EngineStats
 from multislo_engine.emulator.streams import StreamSink, WholeSink
 from multislo_engine.emulator.text import text_of, tokens_of
 from multislo_engine.emulator.wire import Reply
-from multislo_engine.model import EngineConfig, EngineModel
+from multislo_engine.model import EngineModel
 from multislo_engine.planners import planner_named
+from multislo_engine.terms import EngineConfig
 
 VERSION = "0.33.0"
 """The vLLM that is imitated."""

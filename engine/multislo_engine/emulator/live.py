@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from multislo_engine.emulator.metrics import EngineStats
-from multislo_engine.model import EngineModel, EngineRequest, EngineToken
+from multislo_engine.model import EngineModel
+from multislo_engine.terms import EngineRequest, EngineToken
 
 EARLY_S = 0.0005
 """The loop's timers know milliseconds; one that fires this little too soon is taken for punctual, not armed again."""

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multislo_engine.model import EngineConfig, EngineModel, EngineRequest
+from multislo_engine.model import EngineModel
 from multislo_engine.planners import planner_named
+from multislo_engine.terms import EngineConfig, EngineRequest
 from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
