@@ -10,6 +10,7 @@ from math import inf
 from random import Random
 
 from multislo_router.core.instance import Instance
+from multislo_router.core.load import head_progress
 from multislo_router.core.placement import Choice, Homes, OfferBy, PlaceBy, kind_on
 from multislo_router.core.request import Request
 from multislo_router.core.room import Room, fits
@@ -98,7 +99,7 @@ def predicted_time(instance: Instance, request: Request, now: float) -> float:
 
 def lmetric(instance: Instance, request: Request, now: float) -> float:
     """LMetric (OSDI'26): prefill tokens, queued and its own, times the batch size with it."""
-    undone = 1.0 - instance.head_progress(now)
+    undone = 1.0 - head_progress(instance, now)
     tokens = float(request.prompt_tokens)
     for queued in instance.prefills.values():
         tokens += undone * queued.prompt_tokens
@@ -130,7 +131,7 @@ def predicted_ttft_tpot(instance: Instance, request: Request, now: float) -> tup
     chunk = max(16, instance.batch_tokens - decodes)
     decoding_s = latency.per_decode_s * decodes + latency.per_kv_token_s * instance.kv_decode_tokens
     full_s = latency.tokens_s(chunk + decodes) + decoding_s
-    undone = 1.0 - instance.head_progress(now)
+    undone = 1.0 - head_progress(instance, now)
     tokens, attention_s = float(request.prompt_tokens), request.attention_s
     for queued in instance.prefills.values():
         tokens += undone * queued.prompt_tokens
@@ -188,7 +189,7 @@ def _attainable(instance: Instance, request: Request, now: float, final_attentio
         return None
     budget = max(1, instance.batch_tokens - decodes)
     ahead_s = max(0.0, instance.boundary_at + instance.iteration_s - now) if decodes else 0.0
-    undone = 1.0 - instance.head_progress(now)
+    undone = 1.0 - head_progress(instance, now)
     iteration_near_s = steady_s
     for queued in (*instance.prefills.values(), request):
         chunk = budget
@@ -213,7 +214,7 @@ def _attainable(instance: Instance, request: Request, now: float, final_attentio
 
 def _backlog_s(instance: Instance, now: float) -> float:
     backlog = 0.0
-    undone = 1.0 - instance.head_progress(now)
+    undone = 1.0 - head_progress(instance, now)
     for queued in instance.prefills.values():
         backlog += undone * queued.prefill_work_s
         undone = 1.0

@@ -1,30 +1,19 @@
 """What the core believes of one engine server: what it sent there, what came back, and how fast the server really is. Changed by
-`machine` alone; read by the room tests and the placements."""
+`machine` alone, with `load`'s help; read by the room tests and the placements."""
 
 from collections.abc import Sequence
-from math import exp, inf
+from math import inf
 
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import EngineLimits
 from multislo_router.core.events import InstanceSpec, InstanceState, Scheduler
+from multislo_router.core.load import began_with_head, calibrate, measure_load, sent_prefill
 from multislo_router.core.request import Request, Stage
 from multislo_router.core.stock_queue import StockQueue
 from multislo_router.core.tier import Tier
 
-CALIBRATION_MIN, CALIBRATION_MAX = 0.5, 4.0
-"""Bounds of measured over predicted iteration time: beyond them the profile is wrong, not the instance slow."""
-CALIBRATION_WEIGHT = 0.05
-PREFILL_ITERATIONS_LEAST = 3.0
-"""A prefill shorter than so many decode iterations says nothing of the speed: where in an iteration it came in weighs too much."""
-LOAD_WINDOW_S = 10.0
-DECAY_STEP_S = 0.01
-"""Moving means decay in steps of at least this: an exponential at every event would be most of the event's cost."""
-PREFILL_WINDOW_S = 2.0
-"""The window of the moving mean of prefill work: a few prompts long, and short against a decode's life."""
 STALE_S = 0.1
 """A belief older than this is brought up to date before it is used (where no token has come to do it)."""
-LEAST_WINDOW_S = 0.02
-"""A deadline nearer than this counts as this near in a load: a share of nothing says nothing."""
 ROUNDING_S = 1e-6
 """More than the error of a deadline that was moved on token by token."""
 LOST_AFTER_S = 1.0
@@ -177,12 +166,9 @@ class Instance:
             self._to_decodes(request)
             return
         if not self.prefills:
-            self._set_head(now)
+            began_with_head(self, now)
         self.prefills[request.id] = request
-        self.prefill_share_now(now)
-        share = request.prefill_work_s / PREFILL_WINDOW_S
-        self.prefill_share += share
-        self.prefill_variance += share * share
+        sent_prefill(self, request, now)
         if self.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
             self._order_prefills(now)
 
@@ -211,44 +197,17 @@ class Instance:
             self.lost[request.id] = request
         self.queue.lead = None
 
-    def prefill_share_now(self, now: float) -> float:
-        elapsed = now - self.prefill_share_at
-        if elapsed > DECAY_STEP_S:
-            decay = exp(-elapsed / PREFILL_WINDOW_S)
-            self.prefill_share *= decay
-            self.prefill_variance *= decay * decay
-            self.late_share *= decay
-            self.prefill_share_at = now
-        return self.prefill_share
-
-    def late_share_now(self, now: float) -> float:
-        self.prefill_share_now(now)
-        return self.late_share
-
     def _order_prefills(self, now: float) -> None:
         begun = next(iter(self.prefills.values()))
         if self.scheduler is Scheduler.SLO_AWARE:
             # What is lost goes behind all others, and one under way may be overtaken.
             ordered = sorted(self.prefills.values(), key=lambda r: (r.lost, r.due))
             if ordered[0] is not begun:
-                self._set_head(now)
+                began_with_head(self, now)
         else:
             # vLLM orders only what waits: a prompt that has begun stays at the head, whatever its deadline.
             ordered = sorted(self.prefills.values(), key=lambda r: (r is not begun, r.due))
         self.prefills = {r.id: r for r in ordered}
-
-    def _set_head(self, now: float) -> None:
-        self.head_since = now
-        self.head_span_s = 0.0
-
-    def _head_span(self) -> float:
-        """How long the first of the prefills takes in all, as things were when it began; worked out when it is first asked for."""
-        if self.head_span_s <= 0.0:
-            request = next(iter(self.prefills.values()))
-            decodes = min(len(self.decodes), self.batch_tokens - 1)
-            span = self.latency.prefill_s(request.prompt_tokens, 0, self.batch_tokens, decodes, self.kv_decode_tokens)
-            self.head_span_s = self.calibration * span
-        return self.head_span_s
 
     def began_to_decode(self, request: Request, now: float) -> None:
         """Its first token came, or must have (a request that does not stream shows none)."""
@@ -275,7 +234,7 @@ class Instance:
         if was_head:
             self.queue.left_head(request.prompt_tokens)
             if self.prefills:
-                self._set_head(now)
+                began_with_head(self, now)
 
     def release(self, request: Request, now: float) -> None:
         """Forget a request, at whatever stage it is."""
@@ -313,7 +272,7 @@ class Instance:
                 request.behind += 1
                 missing += 1
         if not missing and not self.prefills and since >= self.prefill_ended_at:
-            self.calibrate(now - since, self.iteration_s / self.calibration)
+            calibrate(self, now - since, self.iteration_s / self.calibration)
         self.kv_decode_tokens += len(self.decodes) - missing
         if self.lost:
             for request in self.lost.values():
@@ -384,40 +343,6 @@ class Instance:
 
     # -- what time brings ----------------------------------------------------------------------------------------------
 
-    def calibrate(self, measured_s: float, predicted_s: float) -> None:
-        """Take in one measurement of a span whose prediction (by the profile, uncalibrated) is known."""
-        ratio = measured_s / predicted_s if predicted_s > 0.0 else 1.0
-        ratio = min(max(ratio, CALIBRATION_MIN), CALIBRATION_MAX)
-        self.calibration += CALIBRATION_WEIGHT * (ratio - self.calibration)
-
-    def head_progress(self, now: float) -> float:
-        """Share of the first prefill that is done, believed; never quite all of it before its token has come."""
-        elapsed = now - self.head_since
-        if elapsed <= 0.0 or not self.prefills:
-            return 0.0
-        done = elapsed / self._head_span()
-        return done if done < 0.95 else 0.95
-
-    def prefill_left_s(self, now: float) -> float:
-        """Seconds of prefill that are still to do here."""
-        work_s = 0.0
-        undone = 1.0 - self.head_progress(now)
-        for request in self.prefills.values():
-            work_s += undone * request.prefill_work_s
-            undone = 1.0
-        return self.calibration * work_s
-
-    def calibrate_by_prefill(self, request: Request, now: float) -> None:
-        """Its first token has come. If it was alone and took long enough to tell, its span says how fast the instance is; but an engine
-        that plans by deadlines cuts its chunks by the slack of those who decode there, and seemed slower by up to a fifth where it was
-        full."""
-        if self.scheduler is Scheduler.SLO_AWARE and self.decodes:
-            return
-        if len(self.prefills) == 1 and self.head_since == request.placed_at:
-            span = self._head_span()
-            if span > PREFILL_ITERATIONS_LEAST * self.iteration_s:
-                self.calibrate(now - request.placed_at - 0.5 * self.iteration_s, span / self.calibration)
-
     def refresh(self, now: float, at_boundary: bool = False) -> None:
         """Bring the belief up to date: deadlines, iteration time, load. O(requests here); once an iteration, not once a token.
 
@@ -450,7 +375,7 @@ class Instance:
         decodes = len(self.decodes)
         self.iteration_s = self.calibration * self.latency.iteration_s(0, 0, decodes, self.kv_decode_tokens)
         self.refreshed_at = now
-        self.measure_load(now)
+        measure_load(self, now)
 
     def _assume_silent_progress(self, now: float) -> None:
         """Requests that do not stream show no token before their last: believe that they keep pace with the prediction."""
@@ -467,37 +392,6 @@ class Instance:
                 if believed > request.tokens:
                     self.kv_decode_tokens += believed - request.tokens
                     request.tokens = believed
-
-    def measure_load(self, now: float) -> None:
-        """Share of its time that the admitted work needs to stay on its deadlines: the decodes' share, and the steepest of the
-        prefills' demands (work due by a deadline over the time until it), or what prefills have needed of late if that is more."""
-        elapsed = now - self.load_mean_at
-        if elapsed > DECAY_STEP_S:
-            self.load_mean += (1.0 - exp(-elapsed / LOAD_WINDOW_S)) * (self.load - self.load_mean)
-            self.load_mean_at = now
-        steepest = self.prefill_share_now(now)
-        prefills = self.prefills
-        if not prefills and not self.decodes:
-            self.steady_s = self.iteration_s
-            self.load = 0.0
-            return
-        kv_tokens = self.kv_decode_tokens
-        if prefills:
-            demand = 0.0
-            undone = 1.0 - self.head_progress(now)
-            for request in prefills.values():
-                kv_tokens += request.prompt_tokens
-                if request.lost and self.scheduler is Scheduler.SLO_AWARE:
-                    continue  # it takes what the others leave, and they are behind nobody who is lost
-                demand += request.prefill_work_s * undone
-                undone = 1.0
-                left = request.due - now
-                steep = demand / (left if left > LEAST_WINDOW_S else LEAST_WINDOW_S)
-                if steep > steepest:
-                    steepest = steep
-        decodes = len(self.decodes) + len(prefills)
-        self.steady_s = self.calibration * self.latency.iteration_s(0, 0, decodes, kv_tokens)
-        self.load = self.steady_s / self.tpot_tightest_s + self.calibration * steepest
 
     def reported(self, running: int, waiting: int, kv_tokens: int, now: float) -> None:
         """Take in what the engine says of itself: KV that others hold, and prompts that it no longer has."""

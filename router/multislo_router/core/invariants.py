@@ -3,8 +3,9 @@
 from math import inf
 from typing import TYPE_CHECKING
 
-from multislo_router.core.instance import CALIBRATION_MAX, CALIBRATION_MIN, Instance
+from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import bucket_of
+from multislo_router.core.load import CALIBRATION_MAX, CALIBRATION_MIN
 from multislo_router.core.request import Stage
 
 if TYPE_CHECKING:

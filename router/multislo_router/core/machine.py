@@ -9,8 +9,9 @@ from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, Overload
 from multislo_router.core.fleet import Fleet
-from multislo_router.core.instance import PREFILL_WINDOW_S, Instance
+from multislo_router.core.instance import Instance
 from multislo_router.core.invariants import check
+from multislo_router.core.load import calibrate, calibrate_by_prefill, measure_load
 from multislo_router.core.pending import Pending
 from multislo_router.core.placement import PLACEMENTS, Choice, OfferBy, PlaceBy, least_harm, nearly, offered
 from multislo_router.core.report import status_of
@@ -151,8 +152,6 @@ class RouterCore:
         if request.lost:
             kind = d.Kind.BEST_EFFORT if tier.config.overload is Overload.BEST_EFFORT else d.Kind.LATE
         instance.admit(request, now)
-        if request.lost:
-            instance.late_share += request.prefill_work_s / PREFILL_WINDOW_S
         request.attempts += 1
         request.placed_at = now
         request.ttft_predicted_at = found.first_token_at
@@ -162,7 +161,7 @@ class RouterCore:
         tier.in_flight += 1
         tier.placements[kind] += 1
         tier.queue.observe(now - request.arrived)
-        instance.measure_load(now)
+        measure_load(instance, now)
         self.fleet.reindex(instance)
         priority = None
         if instance.scheduler is e.Scheduler.PRIORITY:
@@ -223,7 +222,7 @@ class RouterCore:
         instance.kv_decode_tokens += count
         if ended:
             if not instance.prefills and not first and instance.boundary_at >= instance.prefill_ended_at:
-                instance.calibrate(gap / count, instance.iteration_s / instance.calibration)
+                calibrate(instance, gap / count, instance.iteration_s / instance.calibration)
             instance.boundary_at = now
             instance.refresh(now, at_boundary=True)
             self.fleet.reindex(instance)
@@ -245,7 +244,7 @@ class RouterCore:
         request.tier.ttft.observe(now - request.arrived)
         request.tier.ttft_error.observe(now - request.ttft_predicted_at)
         if request.stage is Stage.PREFILL:
-            instance.calibrate_by_prefill(request, now)
+            calibrate_by_prefill(instance, request, now)
             instance.began_to_decode(request, now)
 
     def _request_ended(self, event: e.RequestEnded) -> Sequence[d.Decision]:

@@ -9,7 +9,8 @@ the steady iteration estimated apart.
 from math import inf, sqrt
 
 from multislo_router.core.events import Scheduler
-from multislo_router.core.instance import PREFILL_WINDOW_S, STALE_S, Instance
+from multislo_router.core.instance import STALE_S, Instance
+from multislo_router.core.load import PREFILL_WINDOW_S, head_progress, late_share_now, prefill_left_s, prefill_share_now
 from multislo_router.core.request import Request
 from multislo_router.core.stock_walk import walk
 
@@ -81,7 +82,7 @@ def load_with(instance: Instance, request: Request, now: float) -> float:
     if own > OWN_SHARE_MAX:
         own = OWN_SHARE_MAX
     fresh = now - instance.prefill_share_at <= STALE_S
-    prefills = own + (instance.prefill_share if fresh else instance.prefill_share_now(now))
+    prefills = own + (instance.prefill_share if fresh else prefill_share_now(instance, now))
     return instance.steady_s / tightest + instance.calibration * prefills
 
 
@@ -164,12 +165,12 @@ def room_for_late(instance: Instance, request: Request, now: float) -> Room | No
         return found
     if not by_demand and patient:
         return None
-    return found if instance.late_share_now(now) < (LATE_SHARE if by_demand else LATE_STOCK_SHARE) else None
+    return found if late_share_now(instance, now) < (LATE_SHARE if by_demand else LATE_STOCK_SHARE) else None
 
 
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:
     """Follow the engine's queue, iteration by iteration, with the request in it."""
-    if instance.prefills and instance.prefill_left_s(now) > BACKLOG_MAX_S:
+    if instance.prefills and prefill_left_s(instance, now) > BACKLOG_MAX_S:
         return None
     own_at, second_at, harm = walk(instance, request, now)
     latency = instance.latency
@@ -215,7 +216,7 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
     own = harm = inf
     own_at = 0.0
     demand = 0.0
-    undone = 1.0 - instance.head_progress(now)
+    undone = 1.0 - head_progress(instance, now)
     backlog = [other for other in instance.prefills.values() if not other.lost]
     backlog.append(request)
     if len(backlog) > 1:
