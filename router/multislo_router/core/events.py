@@ -21,6 +21,10 @@ class Scheduler(StrEnum):
     SLO_AWARE = "slo_aware"
 
 
+FCFS, PRIORITY, SLO_AWARE = Scheduler.FCFS, Scheduler.PRIORITY, Scheduler.SLO_AWARE
+"""Names for what is asked twenty times a decision: Python 3.11 takes 0.1 us to look up a member of an enum."""
+
+
 class Outcome(StrEnum):
     """How a placed request ended. A metric label: few, and for ever."""
 

@@ -6,9 +6,9 @@ from math import inf
 
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import EngineLimits
-from multislo_router.core.events import InstanceSpec, InstanceState, Scheduler
+from multislo_router.core.events import FCFS, SLO_AWARE, InstanceSpec, InstanceState
 from multislo_router.core.load import began_with_head, calibrate, measure_load, sent_prefill
-from multislo_router.core.request import Request, Stage
+from multislo_router.core.request import DECODE, OVER, PREFILL, Request
 from multislo_router.core.stock_queue import StockQueue
 from multislo_router.core.tier import Tier
 
@@ -154,7 +154,7 @@ class Instance:
     def admit(self, request: Request, now: float) -> None:
         """Book a request that is sent here now."""
         request.instance = self
-        request.stage = Stage.PREFILL
+        request.stage = PREFILL
         request.kv_reserved = request.prompt_tokens + request.output_tokens_expected
         self.kv_reserved += request.kv_reserved
         self.tier_counts[request.tier.index] += 1
@@ -169,7 +169,7 @@ class Instance:
             began_with_head(self, now)
         self.prefills[request.id] = request
         sent_prefill(self, request, now)
-        if self.scheduler is not Scheduler.FCFS and len(self.prefills) > 1:
+        if self.scheduler is not FCFS and len(self.prefills) > 1:
             self._order_prefills(now)
 
     def _count_tpot(self, tpot_s: float) -> None:
@@ -193,13 +193,13 @@ class Instance:
             return
         request.lost = True
         self._uncount_tpot(request.tpot_s)
-        if request.stage is Stage.DECODE:
+        if request.stage is DECODE:
             self.lost[request.id] = request
         self.queue.lead = None
 
     def _order_prefills(self, now: float) -> None:
         begun = next(iter(self.prefills.values()))
-        if self.scheduler is Scheduler.SLO_AWARE:
+        if self.scheduler is SLO_AWARE:
             # What is lost goes behind all others, and one under way may be overtaken.
             ordered = sorted(self.prefills.values(), key=lambda r: (r.lost, r.due))
             if ordered[0] is not begun:
@@ -215,7 +215,7 @@ class Instance:
         self._to_decodes(request)
 
     def _to_decodes(self, request: Request) -> None:
-        request.stage = Stage.DECODE
+        request.stage = DECODE
         self.decodes[request.id] = request
         request.behind = self.ahead
         self.kv_decode_tokens += request.prompt_tokens + request.tokens
@@ -238,7 +238,7 @@ class Instance:
 
     def release(self, request: Request, now: float) -> None:
         """Forget a request, at whatever stage it is."""
-        if request.stage is Stage.PREFILL:
+        if request.stage is PREFILL:
             self._leave_prefills(request, now)
         else:
             if self.ahead:
@@ -254,7 +254,7 @@ class Instance:
         self.kv_reserved -= request.kv_reserved
         self.tier_counts[request.tier.index] -= 1
         request.instance = None
-        request.stage = Stage.OVER
+        request.stage = OVER
         if not self.prefills and not self.decodes:
             self.empty_since = now
 
@@ -268,7 +268,7 @@ class Instance:
         self.ahead += 1
         missing = 0
         for request in left_out:
-            if request.stage is Stage.DECODE and request.instance is self:
+            if request.stage is DECODE and request.instance is self:
                 request.behind += 1
                 missing += 1
         if not missing and not self.prefills and since >= self.prefill_ended_at:
@@ -288,7 +288,7 @@ class Instance:
             self._judge(now, left_out)
         else:
             for request in left_out:
-                if not request.lost and request.stage is Stage.DECODE and request.instance is self:
+                if not request.lost and request.stage is DECODE and request.instance is self:
                     due = request.due + (request.tokens + self.ahead - request.behind) * request.tpot_s
                     if due < due_least[request.tier.index]:
                         due_least[request.tier.index] = due
@@ -370,7 +370,7 @@ class Instance:
         if lost:
             for request in lost:
                 self.lose(request)
-            if self.scheduler is Scheduler.SLO_AWARE and len(self.prefills) > 1:
+            if self.scheduler is SLO_AWARE and len(self.prefills) > 1:
                 self._order_prefills(now)
         decodes = len(self.decodes)
         self.iteration_s = self.calibration * self.latency.iteration_s(0, 0, decodes, self.kv_decode_tokens)

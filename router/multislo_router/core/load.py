@@ -4,7 +4,7 @@ Kept up to date by `instance` and `machine` as requests come and go; asked by th
 from math import exp
 from typing import TYPE_CHECKING
 
-from multislo_router.core.events import Scheduler
+from multislo_router.core.events import SLO_AWARE
 from multislo_router.core.request import Request
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def calibrate_by_prefill(instance: "Instance", request: Request, now: float) -> 
     """Its first token has come. If it was alone and took long enough to tell, its span says how fast the instance is; but an engine
     that plans by deadlines cuts its chunks by the slack of those who decode there, and seemed slower by up to a fifth where it was
     full."""
-    if instance.scheduler is Scheduler.SLO_AWARE and instance.decodes:
+    if instance.scheduler is SLO_AWARE and instance.decodes:
         return
     if len(instance.prefills) == 1 and instance.head_since == request.placed_at:
         span = _head_span(instance)
@@ -126,7 +126,7 @@ def measure_load(instance: "Instance", now: float) -> None:
         undone = 1.0 - head_progress(instance, now)
         for request in prefills.values():
             kv_tokens += request.prompt_tokens
-            if request.lost and instance.scheduler is Scheduler.SLO_AWARE:
+            if request.lost and instance.scheduler is SLO_AWARE:
                 continue  # it takes what the others leave, and they are behind nobody who is lost
             demand += request.prefill_work_s * undone
             undone = 1.0

@@ -15,7 +15,7 @@ from multislo_router.core.load import calibrate, calibrate_by_prefill, measure_l
 from multislo_router.core.pending import Pending
 from multislo_router.core.placement import PLACEMENTS, Choice, OfferBy, PlaceBy, least_harm, nearly, offered
 from multislo_router.core.report import status_of
-from multislo_router.core.request import Request, Stage
+from multislo_router.core.request import DECODE, HELD, OVER, PREFILL, Request
 from multislo_router.core.room import room_for_late
 from multislo_router.core.status import CoreStatus
 from multislo_router.core.tier import Tier
@@ -164,7 +164,7 @@ class RouterCore:
         measure_load(instance, now)
         self.fleet.reindex(instance)
         priority = None
-        if instance.scheduler is e.Scheduler.PRIORITY:
+        if instance.scheduler is e.PRIORITY:
             # Milliseconds of the deadline; what is late goes behind everything that is not.
             priority = int(request.due * 1000.0) + (1_000_000_000 if request.lost else 0)
         return d.Place(
@@ -183,7 +183,7 @@ class RouterCore:
         )
 
     def _refuse(self, request: Request, cause: d.Cause, now: float, reason: str) -> d.Refuse:
-        request.stage = Stage.OVER
+        request.stage = OVER
         self.requests.pop(request.id, None)
         request.tier.refused(cause, now)
         retry_after = None if cause is d.Cause.TOO_LONG else self._retry_after_s()
@@ -203,7 +203,7 @@ class RouterCore:
         now = event.now
         count = event.tokens
         instance = request.instance
-        if instance.ahead and request.stage is Stage.DECODE:
+        if instance.ahead and request.stage is DECODE:
             instance.catch_up(request)
         first = request.tokens == 0
         gap = now - instance.boundary_at
@@ -243,7 +243,7 @@ class RouterCore:
         request.first_token_at = now
         request.tier.ttft.observe(now - request.arrived)
         request.tier.ttft_error.observe(now - request.ttft_predicted_at)
-        if request.stage is Stage.PREFILL:
+        if request.stage is PREFILL:
             calibrate_by_prefill(instance, request, now)
             instance.began_to_decode(request, now)
 
@@ -255,7 +255,7 @@ class RouterCore:
         instance = request.instance
         if instance is None:
             self._leave_pending(request)
-            request.stage = Stage.OVER
+            request.stage = OVER
             request.tier.ended(request, event.outcome, now)
             return NOTHING
         self._release(request, instance, now)
@@ -286,7 +286,7 @@ class RouterCore:
                 request.kv_reserved += difference
                 request.instance.kv_reserved += difference
                 request.instance.queue.lead = None
-                if request.stage is Stage.DECODE:
+                if request.stage is DECODE:
                     request.instance.kv_decode_tokens += difference
         return NOTHING
 
@@ -302,7 +302,7 @@ class RouterCore:
                 self._refuse(request, d.Cause.ENGINE_FAILED, now, f"failed on {instance.id}, and on another before")
             ]
         request.avoid = instance
-        request.stage = Stage.HELD
+        request.stage = HELD
         request.tokens = request.tokens_met = 0
         if request.prefilled:
             request.prefilled = False  # its KV was lost with the engine

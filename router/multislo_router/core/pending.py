@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from multislo_router.core.request import Request, Stage
+from multislo_router.core.request import HELD, Request
 
 _Entry = tuple[int, float, int, int, Request]
 """(rank, when, request id, its attempts when it was queued, the request). The attempts tell an entry of an earlier hold, which a
@@ -77,7 +77,7 @@ class Pending:
 
 def _held(entry: _Entry) -> bool:
     request = entry[-1]
-    return request.stage is Stage.HELD and request.attempts == entry[3]
+    return request.stage is HELD and request.attempts == entry[3]
 
 
 def _in_time(entry: _Entry) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from multislo_router.core.config import Overload, Placement
 from multislo_router.core.decisions import Kind
-from multislo_router.core.events import Scheduler
+from multislo_router.core.events import SLO_AWARE, Scheduler
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.request import Request
@@ -73,7 +73,7 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
 
 def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_BONUS) -> Choice | None:
     """The least loaded among those with room, a bonus for the request's home tier; tiers serve each other in both directions."""
-    by_demand = homes.scheduler is Scheduler.SLO_AWARE
+    by_demand = homes.scheduler is SLO_AWARE
     if not by_demand and request.prefill_work_s > TIGHT_SHARE * (request.due - now):
         return _spread_tight(homes, request, now)
     home = request.tier.index
@@ -121,7 +121,7 @@ def first_with_room(instances: list[Instance], request: Request, now: float, sho
             continue
         if found.own_s >= 0.0 and found.harm_s >= 0.0:
             return Choice(found, kind_on(instance, request))
-        if instance.scheduler is Scheduler.SLO_AWARE and (best is None or found.least_s > best.least_s):
+        if instance.scheduler is SLO_AWARE and (best is None or found.least_s > best.least_s):
             best = found
     if best is None or best.least_s < -short_share * (request.due - request.arrived):
         return None
@@ -148,7 +148,7 @@ def nearly(homes: Homes, request: Request, now: float, tolerance_s: float) -> Ch
     """The last try before a deadline is given up: the instance with the largest margin, if it is not worse than the tolerance."""
     best: Room | None = None
     for instance in _emptiest(homes):
-        by_demand = instance.scheduler is Scheduler.SLO_AWARE
+        by_demand = instance.scheduler is SLO_AWARE
         if by_demand and overloaded(instance, request, load_with(instance, request, now)):
             continue
         found = room(instance, request, now)

@@ -18,6 +18,10 @@ class Stage(Enum):
     OVER = "over"
 
 
+HELD, PREFILL, DECODE, OVER = Stage.HELD, Stage.PREFILL, Stage.DECODE, Stage.OVER
+"""As `events.FCFS`: what every token asks."""
+
+
 class Request:
     """A plain record; the core's own functions change it. Times are on the core's clock."""
 
@@ -78,7 +82,7 @@ class Request:
         self.streaming = streaming
         self.prefilled = prefilled
         """It came with the KV of its prompt: no engine has to prefill it."""
-        self.stage = Stage.HELD
+        self.stage = HELD
         self.lost = False
         """One of its deadlines is missed, or certain to be: it is served still, but nothing is owed to its pace."""
         self.attempts = 0

@@ -8,7 +8,7 @@ the steady iteration estimated apart.
 
 from math import inf, sqrt
 
-from multislo_router.core.events import Scheduler
+from multislo_router.core.events import SLO_AWARE
 from multislo_router.core.instance import STALE_S, Instance
 from multislo_router.core.load import PREFILL_WINDOW_S, head_progress, late_share_now, prefill_left_s, prefill_share_now
 from multislo_router.core.request import Request
@@ -89,7 +89,7 @@ def load_with(instance: Instance, request: Request, now: float) -> float:
 def overloaded(instance: Instance, request: Request, load: float) -> bool:
     """Whether that load is more than an engine may reach. Of one that plans by deadlines the room test sees the work that is due, and its
     decodes live on slack: a cap on its moving mean keeps out what has room. But a full one keeps to its home tier."""
-    if instance.scheduler is not Scheduler.SLO_AWARE:
+    if instance.scheduler is not SLO_AWARE:
         return load > LOAD_MAX and load > 1.0 + LOAD_DEVIATIONS * sqrt(instance.prefill_variance)
     return _foreign_to_full(instance, request)
 
@@ -143,7 +143,7 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
         instance.touched.append(instance)
     if request.prefilled:
         return _room_to_decode(instance, request, now)
-    if instance.scheduler is Scheduler.SLO_AWARE:
+    if instance.scheduler is SLO_AWARE:
         return _room_by_demand(instance, request, now)
     return _room_in_stock_queue(instance, request, now)
 
@@ -152,7 +152,7 @@ def room_for_late(instance: Instance, request: Request, now: float) -> Room | No
     """The room for a request that is lost: while no prompt is there and beside what the others need, and after a while a small share of
     the instance in any case, or it would starve. An SLO-aware engine puts it behind all others, so that it fills what they leave of an
     iteration: one such prompt at a time, after a while, keeps a full fleet from leaving anything."""
-    by_demand = instance.scheduler is Scheduler.SLO_AWARE
+    by_demand = instance.scheduler is SLO_AWARE
     patient = now - request.due < LATE_PATIENCE_S
     filling = by_demand and not patient
     if instance.prefills and (not filling or any([other.lost for other in instance.prefills.values()])):
@@ -262,7 +262,7 @@ def _room_to_decode(instance: Instance, request: Request, now: float) -> Room:
     harm = inf
     if steady_s <= tightest_s:
         return Room(instance, own, harm, now + own_at, steady_s)
-    if instance.scheduler is Scheduler.SLO_AWARE:
+    if instance.scheduler is SLO_AWARE:
         fixed_s = factor * (latency.fixed_s + latency.gemm_s)
         each_s = (steady_s - fixed_s) / (decodes + 1)
         need = fixed_s / tightest_s + each_s / request.tpot_s

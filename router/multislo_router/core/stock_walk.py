@@ -11,7 +11,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from multislo_perf.latency import LatencyModel
-from multislo_router.core.events import Scheduler
+from multislo_router.core.events import PRIORITY
 from multislo_router.core.request import Request
 from multislo_router.core.stock_queue import CHUNK_LEAST
 
@@ -156,7 +156,7 @@ def _until_spare(instance: "Instance", now: float) -> tuple[float, Lead | None, 
     at = queue.ends_at if queue.ends_at > now else now
     lead = queue.lead
     if lead is None or not lead.holds(instance):
-        by_due = instance.scheduler is Scheduler.PRIORITY
+        by_due = instance.scheduler is PRIORITY
         queue.lead = None
         if len(prefills) <= SHORT_ROW or by_due:
             dues = list(map(add, instance.due_least, instance.tpots))
@@ -238,7 +238,7 @@ def _walk_on(
         )
     latency, factor = instance.latency, instance.calibration
     per_decode_s, per_kv_token_s = latency.per_decode_s, latency.per_kv_token_s
-    place = len(row) if instance.scheduler is not Scheduler.PRIORITY else _place_by_due(row, request)
+    place = len(row) if instance.scheduler is not PRIORITY else _place_by_due(row, request)
     row.insert(place, request)
     harm = own_at = second_at = inf
     number = 0
