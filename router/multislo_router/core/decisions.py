@@ -18,6 +18,10 @@ class Kind(StrEnum):
     BEST_EFFORT = "best_effort"
 
 
+OWN_TIER, PROMOTED, DEMOTED, WARM_POOL = Kind.OWN_TIER, Kind.PROMOTED, Kind.DEMOTED, Kind.WARM_POOL
+"""As `events.FCFS`."""
+
+
 class Cause(StrEnum):
     """Why a request was refused. A metric label and the machine-readable reason of the response."""
 

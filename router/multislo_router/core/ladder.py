@@ -66,7 +66,7 @@ class Ladder:
     def fullest(self, load_max: float, most: int) -> list[Instance]:
         """The first `most` from the fullest bucket whose load is at most about `load_max` down."""
         found: list[Instance] = []
-        mask = self._mask & ((1 << (bucket_of(load_max) + 1)) - 1)
+        mask = self._mask & ((2 << int(load_max * BUCKETS_PER_LOAD)) - 1)
         while mask:
             index = mask.bit_length() - 1
             for instance in self._buckets[index]:

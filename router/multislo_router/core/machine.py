@@ -363,7 +363,7 @@ class RouterCore:
         request.avoid = (
             None  # where there is no other, the one that failed it may serve it: else it would wait for ever
         )
-        refusing = request.tier.config.overload is Overload.REJECT
+        refusing = request.tier.refuses
         # Who is likely to be late after all costs others as much as one in time: better refused, where that is what the tier wants.
         tolerance = 0.0 if refusing else TOLERANCE * (request.due - request.arrived)
         choice = nearly(self.homes, request, now, tolerance)

@@ -4,8 +4,8 @@ differ in which instances they ask first. Called by `machine` for a new request 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from multislo_router.core.config import Overload, Placement
-from multislo_router.core.decisions import Kind
+from multislo_router.core.config import Placement
+from multislo_router.core.decisions import DEMOTED, OWN_TIER, PROMOTED, WARM_POOL, Kind
 from multislo_router.core.events import SLO_AWARE, Scheduler
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
@@ -64,9 +64,10 @@ def pack(homes: Homes, request: Request, now: float) -> Choice | None:
         return choice
     for index in range(home - 1, -1, -1):
         tighter = homes.tiers[index].fullest(PACK_LOAD, OTHER_CANDIDATES)
-        choice = first_with_room(_below(tighter, request, PACK_LOAD, now), request, now)
-        if choice is not None:
-            return choice
+        if tighter:
+            choice = first_with_room(_below(tighter, request, PACK_LOAD, now), request, now)
+            if choice is not None:
+                return choice
     choice = first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
     return choice if choice is not None else spread(homes, request, now)
 
@@ -90,7 +91,7 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
         candidates.append((load_with(instance, request, now), len(candidates), instance))
     candidates.sort()
-    short_share = 0.0 if request.tier.config.overload is Overload.REJECT else SHORT_SHARE
+    short_share = 0.0 if request.tier.refuses else SHORT_SHARE
     return first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, short_share)
 
 
@@ -169,10 +170,10 @@ def _emptiest(homes: Homes) -> Iterator[Instance]:
 def kind_on(instance: Instance, request: Request) -> Kind:
     """How a request stands to the instance that takes it."""
     if instance.tier is None:
-        return Kind.WARM_POOL
+        return WARM_POOL
     if instance.tier is request.tier:
-        return Kind.OWN_TIER
-    return Kind.PROMOTED if instance.tier.index < request.tier.index else Kind.DEMOTED
+        return OWN_TIER
+    return PROMOTED if instance.tier.index < request.tier.index else DEMOTED
 
 
 PLACEMENTS: dict[Placement, PlaceBy] = {

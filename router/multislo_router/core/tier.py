@@ -4,7 +4,7 @@ from collections import deque
 from math import exp
 
 from multislo_perf.latency import LatencyModel
-from multislo_router.core.config import TierConfig
+from multislo_router.core.config import Overload, TierConfig
 from multislo_router.core.decisions import Cause, Kind
 from multislo_router.core.events import Outcome
 from multislo_router.core.request import Request
@@ -34,6 +34,8 @@ class Tier:
         self.name = config.name
         self.config = config
         self.index = index
+        self.refuses = config.overload is Overload.REJECT
+        """Whether a request that cannot be in time is refused."""
         self.ttft_s = config.ttft_s
         self.tpot_s = config.tpot_s
         self.output_tokens_mean = OUTPUT_TOKENS_PRIOR
