@@ -153,7 +153,7 @@ def beliefs_table(report: Mapping[str, Any]) -> Table:
         return f"{report['attained'][name][policy]:.3f}" + (f", {growing} of {seeds} grew" if growing else "")
 
     rows = [(name, *(said(name, policy) for policy in policies)) for name in report["attained"]]
-    title = f"share in time at {report['load']:g} of the bound, {report['instances']} instances (grew: a queue did, with so many seeds)"
+    title = f"share in time at {report['load']:g} of the bound, {report['instances']} instances (grew: a queue did)"
     return table_of(title, ("what is believed", *policies), rows)
 
 
