@@ -20,7 +20,7 @@ is what the moving mean of short prompts errs by (at 1.4 they fill engines beyon
 LOAD_DEVIATIONS = 1.5
 """So many standard deviations of the moving mean it may reach where these are more: a few long prompts make a mean that errs by .3, and
 the room test, which follows the engine's queue, knows better."""
-FOREIGN_LOAD_MAX = 0.9
+FOREIGN_LOAD_MAX = 0.85
 """Sustained load up to which an SLO-aware engine takes requests of other tiers than its home. What their own prefills would add is not
 counted, or a long prompt would find no place in a fleet that is far from full."""
 OWN_SHARE_MAX = 0.25
@@ -106,8 +106,7 @@ def _foreign_to_full(instance: Instance, request: Request) -> bool:
 
 def _demand_with(instance: Instance, request: Request) -> float:
     """The share of time that an engine which leaves out who has slack needs for its decodes, the request among them, and for the prefills
-    of late, but for those that were lost already and get what is left: a token once in its TPOT for each, and an iteration's fixed cost as
-    often as the tightest asks for one."""
+    of late: a token once in its TPOT for each, and an iteration's fixed cost as often as the tightest asks for one."""
     latency = instance.latency
     each_s = latency.gemm_per_token_s + latency.per_decode_s
     own_tpot_s = LATE_TPOT_S if request.lost else request.tpot_s
@@ -119,7 +118,7 @@ def _demand_with(instance: Instance, request: Request) -> float:
     counts = instance.tier_counts
     for index, tpot_s in enumerate(instance.tpots):
         share += counts[index] * each_s / tpot_s
-    return instance.calibration * (share + instance.prefill_share - instance.late_share)
+    return instance.calibration * (share + instance.prefill_share)
 
 
 def fits(instance: Instance, request: Request) -> bool:
