@@ -4,7 +4,7 @@ lengths and the true latency are the engines' alone."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import inf
 from random import Random
@@ -98,7 +98,8 @@ class SimulatedFleet:
 
     def __init__(self, scenario: Scenario, requests: Sequence[Request]) -> None:
         self.scenario = scenario
-        config = scenario.core
+        # Its clients hear of tokens as they are made, however late the router does.
+        config = replace(scenario.core, clients_hear_first=True)
         self.core = RouterCore(config, scenario.place_by, scenario.offer_by)
         self._batch_tokens = {tier.name: tier.batch_tokens for tier in config.tiers}
         self._dice = Random(scenario.seed)

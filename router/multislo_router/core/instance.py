@@ -34,6 +34,7 @@ class Instance:
         "due_stale",
         "empty_since",
         "failed",
+        "grace_s",
         "head_since",
         "head_span_s",
         "id",
@@ -42,6 +43,7 @@ class Instance:
         "kv_foreign",
         "kv_reported",
         "kv_reserved",
+        "lag_s",
         "late_share",
         "latency",
         "limits",
@@ -88,6 +90,10 @@ class Instance:
         self.queue = StockQueue(now)
         """Where a stock engine is in its prompts."""
         self.calibration = 1.0
+        self.lag_s = 0.0
+        """From sending something there until what is seen of the engine can show it, beyond what the engine takes: `lag` measures it."""
+        self.grace_s = 0.0
+        """So much later than a deadline a token is seen that was in time: the lag, where clients hear first."""
         self.prefills: dict[int, Request] = {}
         """In the order in which the engine will finish them."""
         self.decodes: dict[int, Request] = {}
@@ -155,6 +161,7 @@ class Instance:
         """Book a request that is sent here now."""
         request.instance = self
         request.stage = PREFILL
+        request.joins_at = now + self.lag_s
         request.kv_reserved = request.prompt_tokens + request.output_tokens_expected
         self.kv_reserved += request.kv_reserved
         self.tier_counts[request.tier.index] += 1
@@ -166,7 +173,7 @@ class Instance:
             self._to_decodes(request)
             return
         if not self.prefills:
-            began_with_head(self, now)
+            began_with_head(self, request.joins_at)
         self.prefills[request.id] = request
         sent_prefill(self, request, now)
         if self.scheduler is not FCFS and len(self.prefills) > 1:
@@ -276,16 +283,17 @@ class Instance:
         self.kv_decode_tokens += len(self.decodes) - missing
         if self.lost:
             for request in self.lost.values():
-                self.catch_up(request, now)
+                self.catch_up(request, now - self.grace_s)
         due_least = self.due_least
         late = self.due_stale
+        judged_at = now - self.grace_s
         for index, due in enumerate(due_least):
             if due < inf:
-                if due < now:
+                if due < judged_at:
                     late = True
                 due_least[index] = due + self.tpots[index]
         if late:
-            self._judge(now, left_out)
+            self._judge(judged_at, left_out)
         else:
             for request in left_out:
                 if not request.lost and request.stage is DECODE and request.instance is self:
@@ -366,7 +374,8 @@ class Instance:
 
     def _believe(self, now: float) -> None:
         """The lost among the prefills, the iteration time and the load, as of now. O(prefills)."""
-        lost = [request for request in self.prefills.values() if request.due < now and not request.lost]
+        judged_at = now - self.grace_s
+        lost = [request for request in self.prefills.values() if request.due < judged_at and not request.lost]
         if lost:
             for request in lost:
                 self.lose(request)

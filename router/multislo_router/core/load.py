@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from multislo_router.core.events import SLO_AWARE
 from multislo_router.core.request import Request
+from multislo_router.core.stock_reckoning import work_left_s
 
 if TYPE_CHECKING:
     from multislo_router.core.instance import Instance
@@ -37,10 +38,10 @@ def calibrate_by_prefill(instance: "Instance", request: Request, now: float) -> 
     full."""
     if instance.scheduler is SLO_AWARE and instance.decodes:
         return
-    if len(instance.prefills) == 1 and instance.head_since == request.placed_at:
+    if len(instance.prefills) == 1 and instance.head_since == request.joins_at:
         span = _head_span(instance)
         if span > PREFILL_ITERATIONS_LEAST * instance.iteration_s:
-            calibrate(instance, now - request.placed_at - 0.5 * instance.iteration_s, span / instance.calibration)
+            calibrate(instance, now - request.joins_at - 0.5 * instance.iteration_s, span / instance.calibration)
 
 
 def began_with_head(instance: "Instance", now: float) -> None:
@@ -73,6 +74,8 @@ def head_progress(instance: "Instance", now: float) -> float:
 def prefill_left_s(instance: "Instance", now: float) -> float:
     """Seconds of prefill that are still to do here."""
     work_s = 0.0
+    if instance.lag_s:
+        return instance.calibration * work_left_s(instance, now)
     undone = 1.0 - head_progress(instance, now)
     for request in instance.prefills.values():
         work_s += undone * request.prefill_work_s
@@ -130,7 +133,7 @@ def measure_load(instance: "Instance", now: float) -> None:
                 continue  # it takes what the others leave, and they are behind nobody who is lost
             demand += request.prefill_work_s * undone
             undone = 1.0
-            left = request.due - now
+            left = request.due + instance.grace_s - now
             steep = demand / (left if left > LEAST_WINDOW_S else LEAST_WINDOW_S)
             if steep > steepest:
                 steepest = steep

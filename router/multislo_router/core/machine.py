@@ -11,6 +11,7 @@ from multislo_router.core.config import CoreConfig, Overload
 from multislo_router.core.fleet import Fleet
 from multislo_router.core.instance import Instance
 from multislo_router.core.invariants import check
+from multislo_router.core.lag import measure_lag
 from multislo_router.core.load import calibrate, calibrate_by_prefill, measure_load
 from multislo_router.core.pending import Pending
 from multislo_router.core.placement import PLACEMENTS, Choice, OfferBy, PlaceBy, least_harm, nearly, offered
@@ -57,6 +58,8 @@ class RouterCore:
         self.pending = Pending()
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]
+        self._follows_queues = place_by is None
+        """Rivals do not, and their engines may not do what a stock engine does, from which a lag is learned."""
         self._offer_by = offer_by
         self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
         self._handlers: dict[type, Callable[[Any], Sequence[d.Decision]]] = {
@@ -212,10 +215,11 @@ class RouterCore:
             instance.queue.boundary(instance, now)
         if first:
             self._first_token(request, instance, now)
-        if now <= request.due + request.tokens * request.tpot_s:
+        judged_at = now - instance.grace_s
+        if judged_at <= request.due + request.tokens * request.tpot_s:
             request.tokens_met += count
         else:
-            request.tokens_met += request.in_time(count, now)
+            request.tokens_met += request.in_time(count, judged_at)
             instance.lose(request)
         request.tokens += count
         request.last_token_at = now
@@ -245,6 +249,8 @@ class RouterCore:
         request.tier.ttft_error.observe(now - request.ttft_predicted_at)
         if request.stage is PREFILL:
             calibrate_by_prefill(instance, request, now)
+            if self._follows_queues:
+                measure_lag(instance, request, self.config.clients_hear_first)
             instance.began_to_decode(request, now)
 
     def _request_ended(self, event: e.RequestEnded) -> Sequence[d.Decision]:

@@ -36,6 +36,7 @@ class Request:
         "id",
         "instance",
         "iteration_predicted_s",
+        "joins_at",
         "kv_reserved",
         "last_token_at",
         "lost",
@@ -90,6 +91,8 @@ class Request:
         """The instance that failed it: not asked again."""
         self.instance: Instance | None = None
         self.placed_at = arrived
+        self.joins_at = arrived
+        """When its engine has it, on the clock on which what the engine yields is seen."""
         self.ttft_predicted_at = 0.0
         self.iteration_predicted_s = 0.0
         self.kv_reserved = 0

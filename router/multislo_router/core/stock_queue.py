@@ -5,6 +5,7 @@ A stock engine gives every decode a token an iteration and fills what its token 
 priority), so that what it does is known but for the time that it takes: the prompts are one row of tokens that is computed from its head.
 """
 
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,19 @@ SAME_S = 1e-4
 class StockQueue:
     """The iteration under way and how far the prompts have come."""
 
-    __slots__ = ("began_at", "computed", "ends_at", "lead", "taken")
+    __slots__ = (
+        "before_at",
+        "began_at",
+        "began_seen",
+        "computed",
+        "done_before",
+        "done_now",
+        "ends_at",
+        "lead",
+        "long_before_at",
+        "taken",
+        "taken_before",
+    )
 
     def __init__(self, now: float) -> None:
         self.computed = 0
@@ -29,6 +42,14 @@ class StockQueue:
         """Tokens that the iteration under way computes; -1: nobody has asked yet, nothing has come since it began."""
         self.began_at = now
         self.ends_at = now
+        self.began_seen = False
+        """The iteration before it was seen to end, not only believed to."""
+        self.before_at = self.long_before_at = -inf
+        """When the last iteration that ended had begun, and the one before it; -inf where that was not seen."""
+        self.done_now = self.done_before = 0
+        """Tokens of the prompts whose first tokens came of these two."""
+        self.taken_before = 0
+        """Tokens of prompts that the last one is believed to have computed."""
         self.lead: Lead | None = None
         """What `walk` keeps from one request to the next; None: the row has changed since."""
 
@@ -37,9 +58,17 @@ class StockQueue:
         if now - self.began_at <= SAME_S:
             return
         if instance.prefills:
+            if instance.lag_s:
+                self.mend(instance, self.began_at + 2 * SAME_S)
             self.catch_up(instance, now)
             self.computed += self.taken
+            self.taken_before = self.taken
         self.taken = -1
+        self.long_before_at = self.before_at
+        self.before_at = self.began_at if self.began_seen else -inf
+        self.done_before = self.done_now
+        self.done_now = 0
+        self.began_seen = True
         self.began_at = now
 
     def before_admission(self, instance: "Instance", now: float) -> None:
@@ -47,7 +76,8 @@ class StockQueue:
         if not instance.prefills and not instance.decodes:
             self.computed = 0
             self.taken = -1
-            self.began_at = self.ends_at = now
+            self.began_at = self.ends_at = now + instance.lag_s
+            self.began_seen = False
         elif self.taken < 0:
             self.settle(instance)
 
@@ -67,7 +97,10 @@ class StockQueue:
         if instance.prefills:
             token_s, pair_s = latency.per_chunk_token_s, latency.per_attention_pair_s
             skip = self.computed
+            lagging = instance.lag_s > 0.0
             for other in instance.prefills.values():
+                if lagging and other.joins_at > self.began_at:
+                    break
                 tokens = other.prompt_tokens
                 if skip >= tokens:
                     skip -= tokens
@@ -90,6 +123,14 @@ class StockQueue:
             + attention_s
         )
 
+    def mend(self, instance: "Instance", now: float) -> None:
+        """The first prompt is believed to be through but has no token: it joined an iteration later than believed."""
+        if instance.prefills and now - self.began_at > SAME_S:
+            head = next(iter(instance.prefills.values())).prompt_tokens
+            if self.computed >= head:
+                self.computed = max(0, min(self.computed - self.taken_before, head - 1))
+                self.settle(instance)
+
     def catch_up(self, instance: "Instance", now: float) -> None:
         """Believe of an engine without decodes, which shows nothing before a prompt is through, that its iterations ended as predicted."""
         if self.taken < 0:
@@ -99,5 +140,7 @@ class StockQueue:
         head = next(iter(instance.prefills.values())).prompt_tokens
         while self.ends_at <= now and self.computed + self.taken < head:
             self.computed += self.taken
+            self.taken_before = self.taken
             self.began_at = self.ends_at
+            self.began_seen = False
             self.settle(instance)

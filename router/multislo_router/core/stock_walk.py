@@ -14,6 +14,7 @@ from multislo_perf.latency import LatencyModel
 from multislo_router.core.events import PRIORITY
 from multislo_router.core.request import Request
 from multislo_router.core.stock_queue import CHUNK_LEAST
+from multislo_router.core.stock_reckoning import owe_second, reckon
 
 if TYPE_CHECKING:
     from multislo_router.core.instance import Instance
@@ -99,7 +100,7 @@ class Lead:
             for done in row[first:number]:
                 decodes += 1
                 kv_tokens += done.prompt_tokens
-                _owe_second(dues, done)
+                owe_second(dues, done)
         self.decodes, self.kv_tokens, self.rest, self.context = decodes, kv_tokens, row[number:], context
         spare = _spare(instance, dues, decodes, kv_tokens, self.rest, context)
         assert spare is not None
@@ -146,6 +147,8 @@ def walk(instance: "Instance", request: Request, now: float) -> tuple[float, flo
 def _until_spare(instance: "Instance", now: float) -> tuple[float, Lead | None, Spare | None]:
     """When the first iteration with tokens to spare begins, where the row has led to by then if that is not the next one, and what is in
     it. None where the engine goes by priority and has a row: who asks may pass some of it."""
+    if instance.lag_s:
+        return _until_spare_lagging(instance, now)
     queue = instance.queue
     prefills = instance.prefills
     decodes = len(instance.decodes)
@@ -169,6 +172,22 @@ def _until_spare(instance: "Instance", now: float) -> tuple[float, Lead | None, 
         lead = queue.lead = Lead(instance, now)
     elif lead.known < len(prefills):
         lead.extend(instance)
+    for took_s in lead.tooks_s:
+        at += took_s
+    return at, lead if lead.tooks_s else None, lead.spare
+
+
+def _until_spare_lagging(instance: "Instance", now: float) -> tuple[float, Lead | None, Spare | None]:
+    """The same of an engine whose tokens are seen late: where it is changes with time, so that nothing is kept."""
+    by_due = instance.scheduler is PRIORITY
+    reckoned = reckon(instance, now)
+    spare = _spare(instance, reckoned.dues, reckoned.decodes, reckoned.kv_tokens, reckoned.row, reckoned.context)
+    if spare is not None and not (by_due and spare[1]):
+        return reckoned.at, None, spare
+    if by_due:
+        return reckoned.at, None, None
+    lead = Lead(instance, now)
+    at = reckoned.at
     for took_s in lead.tooks_s:
         at += took_s
     return at, lead if lead.tooks_s else None, lead.spare
@@ -267,7 +286,7 @@ def _walk_on(
                 own_at = at
             elif touched and not done.lost and done.due - at < harm:
                 harm = done.due - at
-            _owe_second(dues, done)
+            owe_second(dues, done)
     # Where the row ends, one iteration of decodes alone tells of the last prompt's second token and of the others' next.
     at += factor * latency.iteration_s(0, 0, decodes, kv_tokens)
     margin = min(dues) - at
@@ -279,6 +298,10 @@ def _walk_on(
 def _next_iteration(instance: "Instance", now: float, dues: list[float]) -> tuple[float, int, int, list[Request], int]:
     """When the next iteration begins, with how many decodes over how many tokens of KV, the prompts that it finds (in their order) and how
     much of the first is computed. `dues`, by tier, are moved on to who decodes then."""
+    if instance.lag_s:
+        reckoned = reckon(instance, now)
+        dues[:] = reckoned.dues
+        return reckoned.at, reckoned.decodes, reckoned.kv_tokens, reckoned.row.copy(), reckoned.context
     queue = instance.queue
     decodes = len(instance.decodes)
     kv_tokens = instance.kv_decode_tokens
@@ -299,7 +322,7 @@ def _next_iteration(instance: "Instance", now: float, dues: list[float]) -> tupl
         skip -= tokens
         decodes += 1
         kv_tokens += tokens
-        _owe_second(dues, other)
+        owe_second(dues, other)
     return at, decodes, kv_tokens, row, skip if row else 0
 
 
@@ -360,12 +383,3 @@ def _decode(dues: list[float], tpots: list[float], now: float, began_at: float, 
     ends_at = began_at + took_s
     last = due - (ends_at + HARM_SAFETY * (ends_at - now))
     return last if last < margin else margin
-
-
-def _owe_second(dues: list[float], request: Request) -> None:
-    """The request has its first token: from the next iteration on its tier's earliest deadline may be that of its second."""
-    if not request.lost:
-        due = request.due + request.tpot_s
-        index = request.tier.index
-        if due < dues[index]:
-            dues[index] = due
