@@ -46,6 +46,7 @@ class Request:
         "prefill_work_s",
         "prefilled",
         "prompt_tokens",
+        "reserve_share",
         "stage",
         "streaming",
         "tier",
@@ -78,6 +79,8 @@ class Request:
         """Its prefill at the full batch's price, by the profile."""
         self.attention_s = 0.0
         """The attention's part of it."""
+        self.reserve_share = 0.0
+        """Of the time until its deadline that an idle instance would not need, what it has to leave: more than 0 where its tier refuses."""
         self.output_tokens_max = output_tokens_max
         self.output_tokens_expected = tier.output_tokens_expected(output_tokens_max)
         self.streaming = streaming
@@ -104,9 +107,11 @@ class Request:
         """Of its instance's `ahead`, the iterations that gave it no token."""
 
     def measure_prefill(self, latency: LatencyModel) -> None:
-        """What its prefill takes, by the profile."""
+        """What its prefill takes, by the profile, and what its tier makes of that."""
         self.attention_s = latency.attention_s(self.prompt_tokens, 0)
         self.prefill_work_s = self.prompt_tokens * latency.gemm_per_token_s + self.attention_s
+        if self.tier.refuses:
+            self.reserve_share = self.tier.saw_prompt(self.prefill_work_s)
 
     def next_due(self) -> float:
         """When its next token is due."""

@@ -143,7 +143,10 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
     if request.prefilled:
         return _room_to_decode(instance, request, now)
     if instance.scheduler is SLO_AWARE:
-        return _room_by_demand(instance, request, now)
+        found = _room_by_demand(instance, request, now)
+        if request.reserve_share > 0.0:
+            found.own_s -= _reserve_s(instance, request, now)
+        return found
     return _room_in_stock_queue(instance, request, now)
 
 
@@ -181,7 +184,7 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
     return Room(instance, second if second < until else until, harm, own_at, steady_s)
 
 
-def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | None:
+def _room_by_demand(instance: Instance, request: Request, now: float) -> Room:
     """For every deadline from the request's own on: the time until it holds the prefills due by it (earliest deadline first, the engine
     has those that are lost behind them) and the decode tokens due by it."""
     latency = instance.latency
@@ -241,6 +244,17 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room | 
         elif margin < harm:
             harm = margin
     return Room(instance, own, harm, now + own_at, steady_s)
+
+
+def _reserve_s(instance: Instance, request: Request, now: float) -> float:
+    """What a prompt of a tier that refuses has to leave of its slack: its share of the time that it would have to spare on that instance,
+    were it idle. So an idle one takes whomever it can serve in time, and a full one rather the many who need little than the few who need
+    much: somebody will be refused, and one long prompt takes the time of several short ones."""
+    latency = instance.latency
+    chunks_s = request.prefill_work_s + (latency.fixed_s + latency.gemm_s) / CHUNK_MAX * request.prompt_tokens
+    alone_s = latency.tokens_s(min(request.prompt_tokens, CHUNK_MAX)) + request.attention_s
+    spare_s = request.due - now - instance.calibration * max(chunks_s, alone_s)
+    return request.reserve_share * spare_s if spare_s > 0.0 else 0.0
 
 
 def _room_to_decode(instance: Instance, request: Request, now: float) -> Room:

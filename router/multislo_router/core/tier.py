@@ -20,6 +20,11 @@ DECAY_STEP_S = 0.02
 RECENT_S = 60.0
 RECENT_MAX = 4096
 """Finished requests remembered for the last minute's quantiles: a bound on memory, not on traffic."""
+PREFILL_WEIGHT = 0.02
+"""Of one more prompt in the mean of what prompts take."""
+RESERVE_HALF_AT = 2.0
+"""A prompt that takes so many times the mean has to leave half of its slack, where its tier refuses."""
+RESERVE_POWER = 2.0
 
 _TTFT_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0, 40.0)
 _TPOT_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
@@ -39,6 +44,8 @@ class Tier:
         self.ttft_s = config.ttft_s
         self.tpot_s = config.tpot_s
         self.output_tokens_mean = OUTPUT_TOKENS_PRIOR
+        self.prefill_mean_s = 0.0
+        """What a prompt takes to prefill, where the tier refuses; 0 before the first."""
         self.pending = 0
         self.in_flight = 0
         self.arrived = 0
@@ -104,6 +111,15 @@ class Tier:
         self._decay(now)
         # Exponential means of windows 10 s and 30 s lag by just these, so their difference is 20 s of trend.
         return self._arrivals, self._work, (self._work - self._work_slow) / (TREND_WINDOW_S - RATE_WINDOW_S)
+
+    def saw_prompt(self, prefill_s: float) -> float:
+        """Count a prompt; and the share of its slack that it has to leave, by how much more than the mean it takes: nearly nothing where
+        it takes little, and one that takes much is refused before the many short ones that would have to go for it."""
+        if self.prefill_mean_s <= 0.0:
+            self.prefill_mean_s = prefill_s
+        self.prefill_mean_s += PREFILL_WEIGHT * (prefill_s - self.prefill_mean_s)
+        times = (prefill_s / (RESERVE_HALF_AT * self.prefill_mean_s)) ** RESERVE_POWER if prefill_s > 0.0 else 0.0
+        return times / (1.0 + times)
 
     # -- what became of requests ---------------------------------------------------------------------------------------
 
