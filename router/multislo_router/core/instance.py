@@ -202,7 +202,7 @@ class Instance:
         self._uncount_tpot(request.tpot_s)
         if request.stage is DECODE:
             self.lost[request.id] = request
-        self.queue.lead = None
+        self.queue.forget()
 
     def _order_prefills(self, now: float) -> None:
         begun = next(iter(self.prefills.values()))
@@ -237,7 +237,7 @@ class Instance:
         was_head = next(iter(self.prefills)) == request.id
         del self.prefills[request.id]
         self.prefill_ended_at = now
-        self.queue.lead = None
+        self.queue.forget()
         if was_head:
             self.queue.left_head(request.prompt_tokens)
             if self.prefills:

@@ -291,7 +291,7 @@ class RouterCore:
             if request.instance is not None:
                 request.kv_reserved += difference
                 request.instance.kv_reserved += difference
-                request.instance.queue.lead = None
+                request.instance.queue.forget()
                 if request.stage is DECODE:
                     request.instance.kv_decode_tokens += difference
         return NOTHING

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multislo_router.core.instance import Instance
+    from multislo_router.core.stock_reckoning import Reckoned
     from multislo_router.core.stock_walk import Lead
 
 CHUNK_LEAST = 16
@@ -31,6 +32,7 @@ class StockQueue:
         "ends_at",
         "lead",
         "long_before_at",
+        "reckoned",
         "taken",
         "taken_before",
     )
@@ -52,6 +54,13 @@ class StockQueue:
         """Tokens of prompts that the last one is believed to have computed."""
         self.lead: Lead | None = None
         """What `walk` keeps from one request to the next; None: the row has changed since."""
+        self.reckoned: Reckoned | None = None
+        """What `reckon` keeps from one question to the next of the same instant."""
+
+    def forget(self) -> None:
+        """The row has changed, or who of it is lost."""
+        self.lead = None
+        self.reckoned = None
 
     def boundary(self, instance: "Instance", now: float) -> None:
         """An iteration has been seen to end, and the next begins."""
@@ -115,7 +124,7 @@ class StockQueue:
                 if not free:
                     break
         self.taken = taken
-        self.lead = None
+        self.forget()
         self.ends_at = self.began_at + instance.calibration * (
             latency.tokens_s(taken + decodes)
             + latency.per_decode_s * decodes

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Reckoned:
     """The engine as the next iteration begins that something sent now may be part of."""
 
-    __slots__ = ("at", "context", "decodes", "dues", "kv_tokens", "row")
+    __slots__ = ("at", "context", "decodes", "due_least", "dues", "kv_tokens", "row", "seen")
 
     def __init__(
         self, at: float, decodes: int, kv_tokens: int, dues: list[float], row: list[Request], context: int
@@ -34,10 +34,32 @@ class Reckoned:
         """The prompts that are not through, in their order; what is asked about is not among them."""
         self.context = context
         """How much of the first is computed."""
+        self.seen: tuple[float, float, int, int, int, float] | None = None
+        """When it was reckoned, and from what."""
+        self.due_least: list[float] = []
 
 
 def reckon(instance: "Instance", now: float) -> Reckoned:
-    """Believe that the engine goes on as predicted; an iteration that should have been seen to end ends now."""
+    """Believe that the engine goes on as predicted; an iteration that should have been seen to end ends now. Not to be changed."""
+    queue = instance.queue
+    seen = (
+        now,
+        instance.lag_s,
+        instance.kv_decode_tokens,
+        len(instance.decodes),
+        len(instance.prefills),
+        queue.began_at,
+    )
+    reckoned = queue.reckoned
+    if reckoned is None or reckoned.seen != seen or reckoned.due_least != instance.due_least:
+        reckoned = _reckon(instance, now)
+        reckoned.seen = seen
+        reckoned.due_least = instance.due_least.copy()
+        queue.reckoned = reckoned
+    return reckoned
+
+
+def _reckon(instance: "Instance", now: float) -> Reckoned:
     queue = instance.queue
     joins_at = now + instance.lag_s
     decodes = len(instance.decodes)

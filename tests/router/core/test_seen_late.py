@@ -160,3 +160,24 @@ def test_a_lag_that_was_long_is_forgotten_when_tokens_are_seen_at_once_again() -
 
     assert before_s > 0.15
     assert engine.instance.lag_s < 0.015
+
+
+def test_reports_late_by_times_of_their_own_are_believed_to_be_as_late_as_they_are_on_the_mean() -> None:
+    engine = LateEngine(0.02)
+    dice = Random(3)
+    now = 0.0
+
+    while now < 15.0:
+        now += dice.expovariate(8.0)
+        engine.delay_s = dice.uniform(0.01, 0.03)
+        engine.arrive(now, dice.choice(PROMPTS), 2000)
+
+    assert engine.instance.lag_s == pytest.approx(0.02, abs=0.01)
+
+
+def test_an_engine_that_chooses_its_chunks_tells_nothing_of_a_lag() -> None:
+    engine = LateEngine(0.1, scheduler=e.Scheduler.SLO_AWARE)
+
+    engine.busy_for(3.0, 1)
+
+    assert engine.instance.lag_s == 0.0
