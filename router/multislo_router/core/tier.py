@@ -22,7 +22,7 @@ RECENT_MAX = 4096
 """Finished requests remembered for the last minute's quantiles: a bound on memory, not on traffic."""
 PREFILL_WEIGHT = 0.02
 """Of one more prompt in the mean of what prompts take."""
-RESERVE_HALF_AT = 2.0
+RESERVE_HALF_AT = 3.0
 """A prompt that takes so many times the mean has to leave half of its slack, where its tier refuses."""
 RESERVE_POWER = 2.0
 
