@@ -271,9 +271,7 @@ def test_a_step_is_answered_within_seconds_settles_and_is_given_back() -> None:
     fleet.run(1800)
     assert fleet.changes() - settled <= 2, "and then next to nothing moves"
     fleet.run(1915)
-    assert not [line for at, line in fleet.log if at >= 1800 and line.startswith("Drain")], (
-        "not before the time is over"
-    )
+    assert fleet.ready() >= 10, "what the step took is kept until the time is over"
     fleet.run(3000)
     assert fleet.ready() in (3, 4)
     assert max(fleet.used) <= 20

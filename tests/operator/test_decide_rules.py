@@ -12,7 +12,7 @@ from multislo_operator.decide.fleet import (
     TierObserved,
     TierSpec,
 )
-from multislo_operator.decide.need import Memory, fill_target
+from multislo_operator.decide.need import Memory, Need, fill_target, with_regret
 from multislo_operator.decide.plan import CallOffDrain, Convert, Drain, HoldCause, Plan, Start, Stop
 from multislo_operator.decide.scale import decide
 
@@ -91,7 +91,7 @@ def test_an_empty_machine_gets_the_minima_even_before_the_router_answers() -> No
 
 def test_work_that_does_not_fit_starts_all_that_it_needs_at_once() -> None:
     plan = seen_once(a_spec(), instances(tight=1, middle=1), tiers((0.5, 2.0, 2.0)))
-    # 4.5 at a fill of 0.78 are 5.77: six instances, four more.
+    # 4.5 at a fill of 0.72 would be 6.25; so many requests scatter less than the usual: six instances, four more.
     assert len(plan.actions) == 4
     assert all(isinstance(a, Start) for a in plan.actions)
     assert sum(row.desired for row in plan.tiers) == 6
@@ -147,6 +147,15 @@ def test_a_tier_whose_requests_wait_though_they_should_fit_weighs_more_from_then
     assert plan.tiers[0].terms["weight"] == 1.0
 
 
+@pytest.mark.parametrize(("work_later", "patience"), [(3.2, 2), (4.0, 1)])
+def test_what_was_taken_away_is_regretted_unless_new_work_wants_it(work_later: float, patience: int) -> None:
+    def all_tiers(work: float) -> list[Need]:
+        return [Need("loose", work, 0.0, 0.0, 0.1, work, work)]
+
+    shrunk = with_regret(Memory(), all_tiers(3.0), 100.0, grew=False, shrank=True)
+    assert with_regret(shrunk, all_tiers(work_later), 160.0, grew=True, shrank=False).patience == patience
+
+
 def test_a_request_held_for_a_moment_is_no_reason_to_grow() -> None:
     figures = tiers((0.3, 0.3, 0.3), pending="middle", oldest_s=0.1)
     assert not seen_for(5, a_spec(), instances(tight=1, middle=1), figures).actions
@@ -155,14 +164,15 @@ def test_a_request_held_for_a_moment_is_no_reason_to_grow() -> None:
 def test_growth_is_foreseen_one_start_up_ahead_and_bounded() -> None:
     rising = [replace(t, work_rate_trend=10.0) for t in tiers((0.5, 0.5, 0.5))]
     plan = seen_once(a_spec(), instances(tight=1, middle=1), rising)
-    # A quarter more than 1.5, not the 600 that the trend says: 1.875 / 0.78 = 2.4.
+    # A quarter more than 1.5, not the 600 that the trend says: 1.875 at a fill of 0.72 are 2.6.
     assert sum(row.desired for row in plan.tiers) == 3
 
 
 def test_engines_slower_than_their_profile_need_more_of_them() -> None:
     slow = [replace(i, calibration=1.5) for i in instances(tight=1, middle=1)]
-    assert len(seen_once(a_spec(), slow, tiers()).actions) == 1
-    assert not seen_once(a_spec(), instances(tight=1, middle=1), tiers()).actions
+    figures = tiers((0.4, 0.4, 0.4))
+    assert len(seen_once(a_spec(), slow, figures).actions) == 1
+    assert not seen_once(a_spec(), instances(tight=1, middle=1), figures).actions
 
 
 def test_a_warm_instance_is_converted_before_one_is_started() -> None:
@@ -269,7 +279,7 @@ def test_the_budget_counts_accelerators_and_not_instances() -> None:
 def test_with_no_accelerator_free_a_looser_tier_gives_up_an_instance_of_the_wrong_token_budget() -> None:
     seen = [replace(i, batch_tokens=2048) for i in instances(loose=4)]
     seen += [replace(i, batch_tokens=512) for i in instances(tight=1, middle=1)]
-    plan = seen_once(a_spec(accelerators_max=6), seen, tiers((2.3, 0.3, 2.0)))
+    plan = seen_once(a_spec(accelerators_max=6), seen, tiers((2.0, 0.3, 2.0)))
     moved = [a for a in plan.actions if isinstance(a, Convert)]
     assert len(moved) == 2
     assert "no accelerator is free" in moved[0].reason
@@ -338,7 +348,7 @@ def test_a_lowered_budget_is_obeyed_at_once() -> None:
 
 
 def test_the_target_fill_leaves_more_room_for_each_nine() -> None:
-    assert [round(fill_target(a), 2) for a in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)] == [0.98, 0.9, 0.86, 0.78, 0.66, 0.6]
+    assert [round(fill_target(a), 2) for a in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)] == [0.92, 0.84, 0.8, 0.72, 0.6, 0.6]
 
 
 def test_few_long_requests_need_more_room_than_many_short_ones_of_the_same_work() -> None:

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multislo_perf.profile import load_profile
+from multislo_router.core.config import TierConfig
+from multislo_router.core.request import Request as Arrived
+from multislo_router.core.tier import Tier
 from multislo_sim.bound import PRICES, bound, costs, needs
 from multislo_sim.contenders import CONTENDERS, contender_named
 from multislo_sim.trial import classed, fleet_of, homes_of, tier_name
@@ -84,3 +87,22 @@ def test_tighter_deadlines_lower_the_bound() -> None:
         return bound([Request(0.0, 300, 200, None, 0.3, tpot_s)] * 10, LAW, 800_000, 1, 1.0)
 
     assert rate(0.01) < 0.95 * rate(0.02) < rate(0.05) < rate(0.1)
+
+
+@pytest.mark.parametrize("shape", ["azure-like", "mooncake-synthetic-like", "sharegpt-like"])
+def test_the_work_that_the_router_figures_is_about_one_instance_at_the_bound_of_one(shape: str) -> None:
+    profile = load_profile("llama-3.1-8b-h200-tp1")
+    requests = classed(shaped_lengths(shape_named(shape), 2000, 1), profile, 1)[0]
+    rate = bound(requests, profile.latency, profile.kv_tokens_max, 1, 1.0)
+    tiers: dict[float, Tier] = {}
+    arrived = 0.0
+    for number, request in enumerate(requests):
+        assert request.ttft_s is not None
+        assert request.tpot_s is not None
+        config = TierConfig("any", request.ttft_s, request.tpot_s, batch_tokens=8192)
+        tier = tiers.setdefault(request.tpot_s, Tier(config, 0, profile.latency, profile.kv_tokens_max))
+        tier.output_tokens_mean = sum(each.output_tokens for each in requests) / len(requests)
+        seen = Arrived(number, tier, 0.0, request.ttft_s, request.tpot_s, request.prompt_tokens, None, True)
+        seen.measure_prefill(profile.latency)
+        arrived += tier.work_s(seen)
+    assert 0.95 < rate * arrived / len(requests) < 1.15

@@ -65,7 +65,8 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
         instances_max=spec.instances_max,
         known=trouble is None,
     )
-    return plan, with_regret(with_waiting(memory, sorted(waited), found) if grew else memory, now, grew, shrank)
+    memory = with_waiting(memory, sorted(waited), found) if grew else memory
+    return plan, with_regret(memory, found, now, grew, shrank)
 
 
 def _round(

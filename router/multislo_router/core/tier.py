@@ -13,6 +13,8 @@ from multislo_router.core.status import Histogram, Recent
 OUTPUT_TOKENS_PRIOR = 200.0
 """Mean output length believed before the first request has ended (the published chat traces have 211 and 343)."""
 OUTPUT_TOKENS_WEIGHT = 0.02
+ITERATION_LEAST = 2.0
+"""Times what an iteration costs beyond its tokens: no engine keeps the pace of a TPOT below that under load, whatever its work."""
 RATE_WINDOW_S = 10.0
 TREND_WINDOW_S = 30.0
 DECAY_STEP_S = 0.02
@@ -66,11 +68,11 @@ class Tier:
         self._arrivals = 0.0
         self._work = 0.0
         self._work_slow = 0.0
-        # At capacity iterations are as full as the tier's budget lets them be; what they cost beyond their tokens is shared by these.
         batch = config.batch_tokens
-        self._token_s = max(latency.gemm_per_token_s, latency.tokens_s(batch) / batch)
-        self._decode_s = latency.per_decode_s
-        self._kv_token_s = max(latency.per_kv_token_s, config.tpot_s / kv_tokens_max)
+        self._latency = latency
+        self._kv_tokens_max = kv_tokens_max
+        self._overhead_s = latency.fixed_s + latency.gemm_s
+        self._budget_s = max(0.0, latency.tokens_s(batch) - batch * latency.gemm_per_token_s) / batch
         self._recent: deque[tuple[float, bool, float | None, float | None]] = deque(maxlen=RECENT_MAX)
 
     def output_tokens_expected(self, output_tokens_max: int | None) -> int:
@@ -79,13 +81,24 @@ class Tier:
         return expected if output_tokens_max is None or output_tokens_max > expected else output_tokens_max
 
     def work_s(self, request: Request) -> float:
-        """Seconds of one instance that a request will probably need: its tokens in full batches, its attention, and for each token of
-        its output the reading of its KV (or its part of the KV cache for the time of a token, where memory is shorter than time)."""
-        output_tokens = request.output_tokens_expected
+        """Seconds of one instance that a request will probably need, on an instance that is full: its tokens, its attention, the
+        readings of its KV, and its part of what iterations cost beyond their tokens.
+
+        The longer iterations are, the less that is. They are no longer than the tier's TPOT, than its token budget lets them be, or
+        than memory allows: who gets a token an iteration keeps his KV that much longer, and time and memory run out together.
+        """
+        latency = self._latency
+        output_tokens = max(1, request.output_tokens_expected)
         kv_tokens = request.prompt_tokens + 0.5 * output_tokens
-        decode = output_tokens * (self._token_s + self._decode_s + self._kv_token_s * kv_tokens)
-        prefill = 0.0 if request.prefilled else request.prompt_tokens * self._token_s + request.attention_s
-        return prefill + decode
+        work_s = output_tokens * (latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * kv_tokens)
+        tokens = output_tokens
+        if not request.prefilled:
+            work_s += request.prompt_tokens * latency.gemm_per_token_s + request.attention_s
+            tokens += request.prompt_tokens
+        overhead_s = self._overhead_s
+        by_memory_s = overhead_s + work_s * self._kv_tokens_max / (output_tokens * kv_tokens)
+        iteration_s = max(min(self.tpot_s, by_memory_s), ITERATION_LEAST * overhead_s)
+        return work_s + max(work_s * overhead_s / (iteration_s - overhead_s), tokens * self._budget_s)
 
     # -- rates ---------------------------------------------------------------------------------------------------------
 
