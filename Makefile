@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 RUN = $(VENV)/.ready
 DEV = $(VENV)/.ready-dev
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build
+# One more than there are cores: a few tests wait for processes, and most compute.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check bench gen e2e e2e-node lock clean
@@ -23,7 +25,7 @@ demo: $(RUN)  ## a fleet on this machine, beside round robin on as many instance
 	$(BIN)/multislo demo
 
 test: $(DEV)  ## everything that needs no cluster
-	$(BIN)/python -m pytest -n auto tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
 
 check: $(DEV)  ## style, types, arrows between the rooms, generated files
 	$(BIN)/ruff check .

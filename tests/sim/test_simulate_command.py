@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from multislo_sim.cli import simulate
 
-QUICK = ["--workload", "azure-like", "--rate", "20", "--duration", "6", "--warmup", "1", "--seed", "3"]
+QUICK = ["--workload", "azure-like", "--rate", "8", "--duration", "6", "--warmup", "1", "--seed", "3"]
 
 
 def test_every_policy_is_played_on_the_same_requests():

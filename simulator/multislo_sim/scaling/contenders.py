@@ -109,9 +109,9 @@ SATURATIONS: tuple[Setting, ...] = tuple(
 )
 
 SCALED = (
-    Scaled("multislo", "ours", "multislo", _decide, OURS, 2),
-    Scaled("multislo_120s", "ours", "multislo", _decide, OURS_USUAL, 2),
-    Scaled("multislo_stock", "ours", "multislo_stock", _decide, OURS, 3),
+    Scaled("multislo", "ours", "multislo", _decide, OURS, 4),
+    Scaled("multislo_120s", "ours", "multislo", _decide, OURS_USUAL, 4),
+    Scaled("multislo_stock", "ours", "multislo_stock", _decide, OURS, 4),
     Scaled("hpa_work_shared", "shared", "multislo", _together(_hpa(work)), USUAL, 5),
     Scaled("hpa_work_shared_60s", "shared", "multislo", _together(_hpa(work)), SOON, 5),
     Scaled("hpa_work_shared_15s", "shared", "multislo", _together(_hpa(work)), AT_ONCE, 5),

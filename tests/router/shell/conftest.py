@@ -16,7 +16,7 @@ from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Tier
 from multislo_router.shell.gateway import Gateway
 from multislo_router.shell.settings import ShellSettings
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 LATENCY = LatencyModel(
     fixed_s=1.64e-3,
