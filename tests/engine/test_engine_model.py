@@ -4,25 +4,13 @@ import itertools
 from math import inf
 
 import pytest
+from h200_law import LAW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multislo_engine.model import EngineModel
 from multislo_engine.planners import PLANNERS, planner_named
 from multislo_engine.terms import EngineConfig, EngineRequest, EngineToken
-from multislo_perf.latency import LatencyModel
-
-LAW = LatencyModel(
-    fixed_s=1.64e-3,
-    weights_s=3.88e-3,
-    weights_per_token_s=5.43e-6,
-    gemm_s=0.06e-3,
-    gemm_per_token_s=17.64e-6,
-    per_decode_s=5.28e-6,
-    per_kv_token_s=2.971e-8,
-    per_chunk_token_s=3.75e-7,
-    per_attention_pair_s=3.87e-10,
-)
 
 
 def engine(

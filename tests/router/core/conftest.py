@@ -3,25 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+from h200_law import LAW
 
-from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.status import InstanceStatus
-
-LAW = LatencyModel(
-    fixed_s=1.64e-3,
-    weights_s=3.88e-3,
-    weights_per_token_s=5.43e-6,
-    gemm_s=0.06e-3,
-    gemm_per_token_s=17.64e-6,
-    per_decode_s=5.28e-6,
-    per_kv_token_s=2.971e-8,
-    per_chunk_token_s=3.75e-7,
-    per_attention_pair_s=3.87e-10,
-)
 
 
 class SmallFleet:

@@ -4,10 +4,10 @@ every event; and the laws of its parts."""
 from math import inf, isfinite
 
 import pytest
+from h200_law import LAW
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
@@ -22,17 +22,6 @@ FIXED = settings(
     derandomize=True,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
-)
-LAW = LatencyModel(
-    fixed_s=1.64e-3,
-    weights_s=3.88e-3,
-    weights_per_token_s=5.43e-6,
-    gemm_s=0.06e-3,
-    gemm_per_token_s=17.64e-6,
-    per_decode_s=5.28e-6,
-    per_kv_token_s=2.971e-8,
-    per_chunk_token_s=3.75e-7,
-    per_attention_pair_s=3.87e-10,
 )
 TPOTS = {"tight": 0.02, "middle": 0.05, "loose": 0.1}
 BATCHES = {"tight": 512, "middle": 1024, "loose": 2048}

@@ -6,27 +6,16 @@ from random import Random
 from statistics import median
 
 import pytest
+from h200_law import LAW
 
 from multislo_engine.model import EngineModel
 from multislo_engine.planners import planner_named
 from multislo_engine.terms import EngineConfig, EngineRequest, Iteration
-from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, TierConfig
 from multislo_router.core.machine import RouterCore
 
-LAW = LatencyModel(
-    fixed_s=1.64e-3,
-    weights_s=3.88e-3,
-    weights_per_token_s=5.43e-6,
-    gemm_s=0.06e-3,
-    gemm_per_token_s=17.64e-6,
-    per_decode_s=5.28e-6,
-    per_kv_token_s=2.971e-8,
-    per_chunk_token_s=3.75e-7,
-    per_attention_pair_s=3.87e-10,
-)
 PROMPTS = (12, 90, 256, 300, 511, 700, 1024, 2500, 5000)
 BATCH_TOKENS = 1024
 

@@ -3,10 +3,10 @@ goes from the iteration under way to the end of the row."""
 
 from math import inf
 
+from h200_law import LAW
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from multislo_perf.latency import LatencyModel
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, TierConfig
 from multislo_router.core.decisions import Kind
@@ -18,17 +18,6 @@ from multislo_router.core.room import Room
 from multislo_router.core.stock_queue import CHUNK_LEAST
 from multislo_router.core.stock_walk import HARM_SAFETY, walk
 
-LAW = LatencyModel(
-    fixed_s=1.64e-3,
-    weights_s=3.88e-3,
-    weights_per_token_s=5.43e-6,
-    gemm_s=0.06e-3,
-    gemm_per_token_s=17.64e-6,
-    per_decode_s=5.28e-6,
-    per_kv_token_s=2.971e-8,
-    per_chunk_token_s=3.75e-7,
-    per_attention_pair_s=3.87e-10,
-)
 TIERS = (("tight", 0.15, 0.02), ("middle", 0.3, 0.05), ("loose", 1.0, 0.1))
 PROMPTS = (1, 12, 90, 256, 300, 511, 512, 513, 700, 1024, 2500, 9000)
 GAPS_S = (0.0, 0.0, 0.00005, 0.004, 0.013, 0.04, 0.3)

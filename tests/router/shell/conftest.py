@@ -9,26 +9,15 @@ from typing import Any
 
 import pytest
 import uvloop
+from h200_law import LAW
 
 from multislo_api.fleet import InstanceEntry, InstanceList
-from multislo_perf.latency import LatencyModel
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig
 from multislo_router.shell.gateway import Gateway
 from multislo_router.shell.settings import ShellSettings
 
 PATIENCE_S = 30.0
 
-LATENCY = LatencyModel(
-    fixed_s=1.64e-3,
-    weights_s=3.88e-3,
-    weights_per_token_s=5.43e-6,
-    gemm_s=0.06e-3,
-    gemm_per_token_s=17.64e-6,
-    per_decode_s=5.28e-6,
-    per_kv_token_s=2.971e-8,
-    per_chunk_token_s=3.75e-7,
-    per_attention_pair_s=3.87e-10,
-)
 CORE = CoreConfig(
     tiers=(
         TierConfig("realtime", 0.3, 0.02, Overload.REJECT, 512),
@@ -36,7 +25,7 @@ CORE = CoreConfig(
         TierConfig("batch", 20.0, 0.1, Overload.BEST_EFFORT, 2048),
     ),
     default_tier="interactive",
-    latency=LATENCY,
+    latency=LAW,
     engine=EngineLimits(kv_tokens_max=400_000),
     length_max=131_072,
 )
