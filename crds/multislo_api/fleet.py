@@ -52,6 +52,8 @@ class TierView(Document):
     tpot_s: float
     pending: int = Field(description="Requests held in the router.")
     pending_oldest_s: float = Field(description="Age of the oldest of them; 0 where none is held.")
+    pending_in_time: int = Field(description="Those of them whose deadline can still be met.")
+    pending_in_time_oldest_s: float = Field(description="Age of the oldest of those; 0 where none is held.")
     in_flight: int = Field(description="Requests placed and not yet ended.")
     arrival_rate: float = Field(description="Requests a second, moving average over ~10 s.")
     work_rate: float = Field(
@@ -64,6 +66,7 @@ class TierView(Document):
     )
     tokens_met: int
     tokens_missed: int
+    given_up: int = Field(description="Requests held until no instance could meet their deadline any more.")
     refused: int
     attainment: float | None = Field(
         description="Share met of the requests that finished in the last minute; null where none did."

@@ -88,12 +88,18 @@ class TierObserved:
     name: str
     pending: int
     pending_oldest_s: float
+    pending_in_time: int
+    """Those whose deadline can still be met."""
+    pending_in_time_oldest_s: float
     arrival_rate: float
     work_rate: float
     """Instance-seconds of work arriving a second: the instances that its traffic fills."""
     work_rate_trend: float
-    refused: int = 0
-    """Since the router's start."""
+    turned_away: int = 0
+    """Refused, or held until no instance could meet their deadline any more; since the router's start."""
+    met: int = 0
+    missed: int = 0
+    """Requests that ended in time, and late ones; since the router's start."""
     attainment: float | None = None
     """Over the last minute; None where nothing finished."""
 
@@ -126,7 +132,13 @@ class FleetObserved:
             tier = seen.get(wanted.name)
             if tier is None:
                 return f"the router does not know tier {wanted.name}"
-            figures = (tier.pending_oldest_s, tier.arrival_rate, tier.work_rate, tier.work_rate_trend)
+            figures = (
+                tier.pending_oldest_s,
+                tier.pending_in_time_oldest_s,
+                tier.arrival_rate,
+                tier.work_rate,
+                tier.work_rate_trend,
+            )
             if not all(map(isfinite, figures)) or tier.work_rate < 0.0:
                 return f"the router's figures for tier {wanted.name} are no numbers"
         for instance in self.instances:

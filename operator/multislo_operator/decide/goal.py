@@ -5,16 +5,10 @@ from dataclasses import dataclass
 
 from multislo_operator.decide.draft import Draft, Seat
 from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierSpec
-from multislo_operator.decide.need import (
-    SETTLE_S,
-    Bounds,
-    Memory,
-    Need,
-    bounds,
-    fill_target,
-    pressed,
-)
+from multislo_operator.decide.memory import Memory
+from multislo_operator.decide.need import Bounds, Need, bounds, fill_target
 from multislo_operator.decide.plan import Terms
+from multislo_operator.decide.pressure import settle_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +20,22 @@ class Goal:
     """Up to this count the load asks for instances; beyond it, tiers only share out what runs: nothing is started for that."""
     reason: str
     terms: Terms
-    waits: bool = False
-    """One more than the figures ask for, because requests wait."""
+    lacks: bool = False
+    """One more than the figures ask for, because requests wait or are late."""
     short: str | None = None
     at_max: str | None = None
 
 
 def goals(
-    spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Sequence[Need], now: float, trouble: str | None
+    spec: FleetSpec,
+    observed: FleetObserved,
+    memory: Memory,
+    found: Sequence[Need],
+    lacking: Mapping[str, str],
+    now: float,
+    trouble: str | None,
 ) -> dict[str, Goal]:
-    """Per tier. In trouble (figures unknown): what runs, at least the minimum."""
+    """Per tier; `lacking`: those of which requests wait or are late. In trouble (figures unknown): what runs, at least the minimum."""
     draft = Draft(spec, list(observed.instances))
     live = {tier.name: draft.live(tier.name) for tier in spec.tiers}
     raised_for: str | None = None
@@ -46,11 +46,10 @@ def goals(
         terms: dict[str, Terms] = {tier.name: {} for tier in spec.tiers}
     else:
         limits = bounds(spec, memory, now)
-        waiting = pressed(spec, observed, memory, now)
         wanted = _by_load(spec, limits, live)
         urgent = _urgent(spec, limits, wanted, live)
-        raised_for = _one_more_where_requests_wait(draft, waiting, wanted, urgent, live)
-        reasons, terms = _why(spec, limits, found, waiting, live, memory.weights)
+        raised_for = _one_more_where_it_lacks(draft, lacking, wanted, urgent, live)
+        reasons, terms = _why(spec, limits, found, lacking, live, memory.weights)
     granted = within_budget(spec, wanted)
     asks = {} if trouble else {t.name: t.work_rate / fill_target(spec.attainment) for t in observed.tiers or ()}
     answer = {}
@@ -101,14 +100,14 @@ def _urgent(spec: FleetSpec, limits: Bounds, wanted: Mapping[str, int], live: Ma
     return urgent
 
 
-def _one_more_where_requests_wait(
+def _one_more_where_it_lacks(
     draft: Draft,
-    waiting: Sequence[str],
+    lacking: Mapping[str, str],
     wanted: dict[str, int],
     urgent: dict[str, int],
     live: Mapping[str, int],
 ) -> str | None:
-    """One more than there are, in a tier whose requests wait, unless more is coming that can serve it.
+    """One more than there are, in a tier whose requests wait or are late, unless more is coming that can serve it.
 
     What starts, or has only just become ready, counts as coming: a need starts one instance, not one a second, and not one a tier.
     Returns the tier, where the fleet grows by it.
@@ -119,10 +118,9 @@ def _one_more_where_requests_wait(
         have += live[tier.name]
         # What does not come up keeps its own and looser tiers from starting another, which would not either.
         stuck += sum(1 for seat in draft.seats if seat.tier == tier.name and draft.is_stuck(seat))
-        coming = [seat for seat in draft.seats if _is_coming(draft, seat)]
-        if stuck or any(seat.tier == tier.name or seat.batch_tokens <= tier.batch_tokens for seat in coming):
+        if stuck or any(_is_coming(draft, seat) for seat in draft.seats):
             continue
-        if tier.name in waiting and total <= have:
+        if tier.name in lacking and total <= have:
             more = min(max(wanted[tier.name], live[tier.name]) + 1, tier.instances_max)
             total += more - wanted[tier.name]
             wanted[tier.name] = urgent[tier.name] = more
@@ -134,14 +132,14 @@ def _one_more_where_requests_wait(
 def _is_coming(draft: Draft, seat: Seat) -> bool:
     if seat.state is InstanceState.STARTING:
         return not draft.is_stuck(seat)
-    return seat.state is InstanceState.READY and seat.since_s < SETTLE_S
+    return seat.state is InstanceState.READY and seat.since_s < settle_s(draft.spec)
 
 
 def _why(
     spec: FleetSpec,
     limits: Bounds,
     found: Sequence[Need],
-    waiting: Sequence[str],
+    lacking: Mapping[str, str],
     live: Mapping[str, int],
     weights: Mapping[str, float],
 ) -> tuple[dict[str, str], dict[str, Terms]]:
@@ -152,7 +150,7 @@ def _why(
         have += live[tier.name]
         low = limits.low[index]
         high = have if limits.high is None else limits.high[index]
-        reasons[tier.name] = _reason(spec, tier, need, tier.name in waiting, have, low, high, limits.span_s)
+        reasons[tier.name] = _reason(spec, tier, need, lacking.get(tier.name), have, low, high, limits.span_s)
         terms[tier.name] = {
             "work": need.work,
             "weight": weights.get(tier.name, 1.0),
@@ -166,20 +164,20 @@ def _why(
     return reasons, terms
 
 
-def raised(spec: FleetSpec, wanted: Mapping[str, Goal], waiting: Sequence[str]) -> list[float]:
-    """Per prefix, what was wanted because requests wait (0 where none do): kept like any other peak of the need."""
+def raised(spec: FleetSpec, wanted: Mapping[str, Goal], lacking: Mapping[str, str]) -> list[float]:
+    """Per prefix, what was wanted because a tier lacked something (0 where none did): kept like any other peak of the need."""
     answer = []
     total = 0
     reached = False
     for tier in spec.tightest_first:
         total += wanted[tier.name].desired
-        reached = reached or tier.name in waiting
+        reached = reached or tier.name in lacking
         answer.append(float(total) if reached else 0.0)
     return answer
 
 
 def _reason(
-    spec: FleetSpec, tier: TierSpec, need: Need, waits: bool, have: int, low: int, high: int, span_s: float
+    spec: FleetSpec, tier: TierSpec, need: Need, lacks: str | None, have: int, low: int, high: int, span_s: float
 ) -> str:
     scope = _scope(spec, tier)
     parts = [f"work {need.work:.2f}"]
@@ -188,8 +186,8 @@ def _reason(
     if need.backlog > 0.0:
         parts.append(f"backlog {need.backlog:.2f}")
     law = f"{' + '.join(parts)} at fill {fill_target(spec.attainment):.2f} need {need.quota:.2f} instances ({scope})"
-    if waits:
-        return f"requests wait; {law}"
+    if lacks:
+        return f"{lacks}; {law}"
     if low > have:
         return law
     if high < have:

@@ -7,10 +7,12 @@ instances than its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import ceil, exp, log10, sqrt
+from dataclasses import dataclass, replace
+from math import ceil, log10, sqrt
 
-from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierObserved, TierSpec
+from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierObserved
+from multislo_operator.decide.memory import PEAK_BUCKETS, Memory, with_peak
+from multislo_operator.decide.pressure import lingers, waiting, with_pressure, without_pressure
 
 EXTRA_MAX = 0.25
 """Growth foreseen over one start-up, and work piled up, add at most this share of the work together: trends are noisy and extrapolating
@@ -40,24 +42,7 @@ SHRINK_MARGIN, SHRINK_NOISES = 0.05, 0.5
 up and coming down. The mean over 30 s scatters by 0.6 of them."""
 CONFIRM_S = 2.5
 """A need that comes from averages must last this long."""
-PENDING_MOMENT_S = 0.25
-"""Requests may wait in the router this long, or for half of their TTFT, without being a reason to grow."""
-PRESSED_S = 0.75
-"""Pending for longer than a moment must last this long (or one request must have waited twice as long) before the tier counts as
-pressed. With no instance at all, the first request that waits is reason enough. At 0.5 s a steady load begins to flap."""
-PRESSED_IDLE_S = 10.0
-"""The same where the instances are less than half full: then it is rarely capacity that lacks."""
-SETTLE_S = 5.0
-"""An instance that has just become ready (or changed its tier) needs this long before still-pending requests ask for another."""
-REFUSED_AVERAGE_S = 10.0
-WEIGHT_STEP = 1.15
-WEIGHT_GROWTH_MAX = 0.1
-"""While the work grows by more than this share over the horizon, requests wait because the averages lag: nothing is learnt from that."""
-WEIGHT_MAX = 2.0
-WEIGHT_FORGOTTEN_S = 300.0
-"""Each instance that is started because a tier's requests wait raises the tier's weight by a step; it falls back to 1 with this time
-constant."""
-CHANCE_SHARE = 0.75
+CHANCE_SHARE = 0.4
 """Of the room that the fill target leaves, this is there for what arrives at random. It grows with that noise, so with the root of the
 traffic: few long requests need more of it than many short ones. The rest is there for bursts, in proportion to the work."""
 NOISE_USUAL = 0.08
@@ -67,26 +52,18 @@ CHANCE_MIN, CHANCE_MAX = 0.5, 2.0
 of how it does."""
 ROUNDING = 0.02
 """Hundredths of an instance are no reason for a whole one."""
-PEAK_BUCKETS = 24
-PATIENCE_MAX = 8
-"""Each time that what was taken away is wanted back soon, the stabilisation time doubles, up to this many times itself; it halves again
-with each time that nothing is regretted. So a load on the edge between two sizes costs a few changes and then none."""
-REGRET_SPANS = 5.0
-"""Soon: within this many stabilisation times."""
-REGRET_GROWTH = 1.15
-"""With more than this many times the work there was, what was taken away is wanted for new work, and nothing was wrong with taking it."""
 GAP_MAX_S = 10.0
 """After a longer time without figures the stabilisation time begins anew."""
 
 
 def fill_target(attainment: float) -> float:
-    """How full the fleet may be planned: 0.84 of it to defend 90 %, 0.72 for 99 %, 0.60 for 99.9 %.
+    """How full the fleet may be planned: 0.86 of it to defend 90 %, 0.74 for 99 %, 0.62 for 99.9 %.
 
     A well placed fleet of twenty holds 0.95 in steady state, a handful of instances less; the rest is for bursts within one start-up time,
     and each nine costs as much. So chosen that a day with bursts attains about what was asked (docs/experiments.md, 8).
     """
     nines = -log10(max(1.0 - attainment, 1e-4))
-    return max(0.60, 0.96 - 0.12 * nines)
+    return max(0.62, 0.98 - 0.12 * nines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +81,6 @@ class Need:
     """Sum of work, growth and backlog with the room that the target fill leaves, as far as their noise asks for it."""
     quota_calm: float
     """The quota of the work's mean over 30 s with the margin for shrinking."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What `decide` remembers. Start with `Memory()`; losing it costs one stabilisation time without shrinking, nothing else."""
-
-    tiers: tuple[str, ...] = ()
-    recent: tuple[tuple[float, tuple[float, ...]], ...] = ()
-    """(time, quota per prefix) of the last CONFIRM_S."""
-    peaks: tuple[tuple[float, tuple[float, ...]], ...] = ()
-    """(start of a bucket, highest need per prefix in it) over the stabilisation time."""
-    known_since: float | None = None
-    known_at: float | None = None
-    pressed_since: Mapping[str, float] = field(default_factory=dict)
-    refused: Mapping[str, int] = field(default_factory=dict)
-    refused_rate: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """What a tier's work costs over what the router figures; 1 where absent. Learnt from requests that wait though all of it
-    should fit: a tight tier cannot fill its instances as far as a loose one, and nobody knows how far before."""
-    weights_next: Mapping[str, float] = field(default_factory=dict)
-    """The same from the next moment on."""
-    patience: int = 1
-    """Multiple of the stabilisation time that shrinking waits for."""
-    shrunk_at: float | None = None
-    """When something was last taken away, while that may yet be regretted."""
-    shrunk_work: float = 0.0
-    """All tiers' work at that time, in instances."""
 
 
 def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]) -> tuple[Need, ...]:
@@ -151,9 +101,10 @@ def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]
         slow += min(_work_slow(now) * weight, tier.instances_max * fill)
         trend += now.work_rate_trend * weight
         arrivals += now.arrival_rate
-        if now.arrival_rate > 0.0 and _lingers(tier, now):
+        count, oldest_s = waiting(observed, now)
+        if now.arrival_rate > 0.0 and lingers(tier, oldest_s):
             each_s = weight * now.work_rate / now.arrival_rate
-            backlog += now.pending * each_s / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
+            backlog += count * each_s / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
         noise = fast / sqrt(arrivals * NOISE_WINDOW_S) if arrivals > 0.0 else 0.0
         work = fast if fast - slow > NOISE_DEAD * noise else slow
         backlog = min(backlog, EXTRA_MAX * work)
@@ -183,146 +134,23 @@ def _slower(observed: FleetObserved) -> float:
     return min(max(sum(measured) / len(measured), 1.0), SLOWER_MAX) if measured else 1.0
 
 
-def _lingers(tier: TierSpec, now: TierObserved) -> bool:
-    return now.pending > 0 and now.pending_oldest_s > max(PENDING_MOMENT_S, 0.5 * tier.ttft_s)
-
-
-def recalled(spec: FleetSpec, memory: Memory, now: float) -> Memory:
-    """The memory as it is at a later moment, before anything is seen."""
-    names = tuple(tier.name for tier in spec.tightest_first)
-    if memory.tiers != names:
-        memory = Memory(tiers=names)
-    memory = _with_weights(memory, now)
-    return _without_regret(memory, spec, now)
-
-
 def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Sequence[Need], now: float) -> Memory:
     """The memory with this observation in it; without figures (`found` empty) only what must be forgotten is."""
     if not found or observed.tiers is None:
-        return replace(memory, recent=(), pressed_since={}, refused={}, refused_rate={})
+        return without_pressure(replace(memory, recent=()))
     fresh = observed.router_is_young or memory.known_at is None or now - memory.known_at > GAP_MAX_S
     since = None if observed.router_is_young else now if fresh or memory.known_since is None else memory.known_since
     quotas = tuple(need.quota for need in found)
     recent = (*((at, q) for at, q in memory.recent if now - CONFIRM_S <= at < now), (now, quotas))
-    refused, rates = _refusals(observed.tiers, memory, now)
-    pressed = _pressed_since(spec, observed, memory, rates, now)
     kept = replace(
-        memory,
+        with_pressure(spec, observed, memory, fill_target(spec.attainment), now),
         recent=recent,
         peaks=() if fresh else memory.peaks,
         known_since=since,
         known_at=now,
-        pressed_since=pressed,
-        refused=refused,
-        refused_rate=rates,
     )
     confirmed = [min(column) for column in zip(*(quotas for _, quotas in recent), strict=True)]
     return with_peak(kept, spec, now, [max(c, need.quota_calm) for c, need in zip(confirmed, found, strict=True)])
-
-
-def with_peak(memory: Memory, spec: FleetSpec, now: float, needed: Sequence[float]) -> Memory:
-    """The memory that so many instances per prefix were needed now."""
-    width = max(spec.stabilization_s / PEAK_BUCKETS, 0.1)
-    kept = [(at, peak) for at, peak in memory.peaks if now - at <= PATIENCE_MAX * spec.stabilization_s + width]
-    if kept and now - kept[-1][0] < width:
-        at, peak = kept.pop()
-        return replace(memory, peaks=(*kept, (at, tuple(map(max, peak, needed)))))
-    return replace(memory, peaks=(*kept, (now, tuple(needed))))
-
-
-def with_regret(memory: Memory, found: Sequence[Need], now: float, grew: bool, shrank: bool) -> Memory:
-    """The memory of what a plan did to the size of the fleet."""
-    work = found[-1].work if found else 0.0
-    if shrank:
-        return replace(memory, shrunk_at=now, shrunk_work=work)
-    if not grew or memory.shrunk_at is None:
-        return memory
-    regretted = work <= REGRET_GROWTH * memory.shrunk_work
-    patience = min(PATIENCE_MAX, 2 * memory.patience) if regretted else memory.patience
-    return replace(memory, patience=patience, shrunk_at=None)
-
-
-def _without_regret(memory: Memory, spec: FleetSpec, now: float) -> Memory:
-    if memory.shrunk_at is None or now - memory.shrunk_at <= REGRET_SPANS * memory.patience * spec.stabilization_s:
-        return memory
-    return replace(memory, patience=max(1, memory.patience // 2), shrunk_at=None)
-
-
-def with_waiting(memory: Memory, tiers: Sequence[str], found: Sequence[Need]) -> Memory:
-    """The memory that requests of these tiers waited though, by the figures, there was room for them."""
-    if any(need.growth > WEIGHT_GROWTH_MAX * need.work for need in found):
-        return memory
-    weights = dict(memory.weights)
-    for name in tiers:
-        weights[name] = min(WEIGHT_STEP * weights.get(name, 1.0), WEIGHT_MAX)
-    return replace(memory, weights_next={**memory.weights_next, **{name: weights[name] for name in tiers}})
-
-
-def _with_weights(memory: Memory, now: float) -> Memory:
-    if memory.known_at is None or now <= memory.known_at:
-        return memory
-    kept = exp((memory.known_at - now) / WEIGHT_FORGOTTEN_S)
-    weights = {name: 1.0 + (weight - 1.0) * kept for name, weight in {**memory.weights, **memory.weights_next}.items()}
-    return replace(memory, weights={name: w for name, w in weights.items() if w > 1.01}, weights_next={})
-
-
-def _refusals(tiers: Sequence[TierObserved], memory: Memory, now: float) -> tuple[dict[str, int], dict[str, float]]:
-    refused = {tier.name: tier.refused for tier in tiers}
-    rates = dict(memory.refused_rate)
-    passed = now - memory.known_at if memory.known_at is not None else 0.0
-    if passed > 0.0:
-        for tier in tiers:
-            more = max(0, tier.refused - memory.refused.get(tier.name, tier.refused))
-            share = min(1.0, passed / REFUSED_AVERAGE_S)
-            rates[tier.name] = (1.0 - share) * rates.get(tier.name, 0.0) + share * more / passed
-    return refused, rates
-
-
-def _pressed_since(
-    spec: FleetSpec, observed: FleetObserved, memory: Memory, refused_rate: Mapping[str, float], now: float
-) -> dict[str, float]:
-    assert observed.tiers is not None
-    wanted = {tier.name: tier for tier in spec.tiers}
-    half_full = _is_half_full(spec, observed)
-    since = {}
-    for tier in observed.tiers:
-        if tier.name not in wanted:
-            continue
-        # A goal of 99 % allows a hundredth to be refused; twice that is want of capacity, if the instances are busy at all.
-        allowed = 2.0 * (1.0 - spec.attainment) * tier.arrival_rate + 0.05
-        refuses = half_full and refused_rate.get(tier.name, 0.0) > allowed
-        if _lingers(wanted[tier.name], tier) or refuses:
-            since[tier.name] = memory.pressed_since.get(tier.name, now)
-    return since
-
-
-def _is_half_full(spec: FleetSpec, observed: FleetObserved) -> bool:
-    """Of its target, by the average or at this moment."""
-    loads = [i.load_now for i in observed.instances if i.state in (InstanceState.READY, InstanceState.DRAINING)]
-    now = sum(loads) / len(loads) if loads else 1.0
-    return max(now, mean_load(observed)) >= 0.5 * fill_target(spec.attainment)
-
-
-def mean_load(observed: FleetObserved) -> float:
-    """Of all instances that hold work; 1 where there is none, since then nothing has room."""
-    loads = [i.load for i in observed.instances if i.state in (InstanceState.READY, InstanceState.DRAINING)]
-    return sum(loads) / len(loads) if loads else 1.0
-
-
-def pressed(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float) -> list[str]:
-    """The tiers whose requests wait, or are refused, for want of an instance."""
-    half_full = _is_half_full(spec, observed)
-    there = any(seen.state in (InstanceState.READY, InstanceState.DRAINING) for seen in observed.instances)
-    patience = (PRESSED_S if half_full else PRESSED_IDLE_S) if there else 0.0
-    answer = []
-    for tier in observed.tiers or ():
-        since = memory.pressed_since.get(tier.name)
-        if since is None:
-            continue
-        waited = tier.pending_oldest_s if tier.pending else 0.0
-        if now - since >= patience or (half_full and waited >= 2.0 * PRESSED_S):
-            answer.append(tier.name)
-    return answer
 
 
 @dataclass(frozen=True, slots=True)

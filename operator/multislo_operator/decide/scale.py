@@ -2,31 +2,23 @@
 out; level-triggered: it looks at what is, not at what it did, and on a fleet where the plan has been carried out it plans nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from multislo_operator.decide.draft import Draft, Seat, least_loaded
 from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState
 from multislo_operator.decide.goal import Goal, goals, raised
-from multislo_operator.decide.need import (
-    Memory,
-    fill_target,
-    mean_load,
-    needs,
-    pressed,
-    recalled,
-    remember,
-    with_peak,
-    with_regret,
-    with_waiting,
-)
+from multislo_operator.decide.memory import Memory, recalled, with_lack, with_peak, with_regret
+from multislo_operator.decide.need import Need, fill_target, needs, remember
 from multislo_operator.decide.plan import CallOffDrain, Drain, HoldCause, Plan, Start, TierPlan
+from multislo_operator.decide.pressure import is_calm, lingers, mean_load, pressed
 
 FAILED_EXTRA_S = 30.0
 """A failed instance has one start-up time and this to come back; then its accelerators are given to another."""
 DRAINS_SHARE = 0.1
 """At most this share of the fleet drains at once (one at least)."""
 ROUNDS_MAX = 6
+LAGGING_GROWTH = 0.1
 MISSES_OVER_GOAL = 3.0
 """Nothing goes down while a tier misses this many times what its goal allows and the instances are busy."""
 
@@ -39,18 +31,19 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
     memory = remember(spec, observed, memory, found, now)
     draft = Draft(spec, list(observed.instances))
     rows: tuple[TierPlan, ...] = ()
-    waited: set[str] = set()
+    lacked: set[str] = set()
     # One action may make room for another: look again, until a look at the fleet as it will be finds nothing to do.
     for _ in range(ROUNDS_MAX):
         done = len(draft.actions)
         draft.holds.clear()
         seen = replace(observed, instances=draft.seen())
-        wanted = goals(spec, seen, memory, found, now, trouble)
+        lacking = {} if trouble else pressed(spec, seen, memory, fill_target(spec.attainment), now)
+        wanted = goals(spec, seen, memory, found, lacking, now, trouble)
         if trouble is None:
-            memory = with_peak(memory, spec, now, raised(spec, wanted, pressed(spec, seen, memory, now)))
+            memory = with_peak(memory, spec, now, raised(spec, wanted, lacking))
         rows = rows or _rows(spec, draft, wanted)
-        _round(draft, wanted, seen, memory, now, trouble)
-        waited |= {name for name, goal in wanted.items() if goal.waits}
+        _round(draft, wanted, seen, memory, lacking, trouble)
+        lacked |= {name for name, goal in wanted.items() if goal.lacks}
         if len(draft.actions) == done:
             break
     _say_what_does_not_come_up(draft)
@@ -65,12 +58,23 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
         instances_max=spec.instances_max,
         known=trouble is None,
     )
-    memory = with_waiting(memory, sorted(waited), found) if grew else memory
-    return plan, with_regret(memory, found, now, grew, shrank)
+    if grew and is_calm(observed) and not _grows(found):
+        memory = with_lack(memory, sorted(lacked))
+    return plan, with_regret(memory, found[-1].work if found else 0.0, now, grew, shrank)
+
+
+def _grows(found: Sequence[Need]) -> bool:
+    """Whether requests wait because the averages lag behind growing work: nothing is learnt from that."""
+    return any(need.growth > LAGGING_GROWTH * need.work for need in found)
 
 
 def _round(
-    draft: Draft, wanted: Mapping[str, Goal], seen: FleetObserved, memory: Memory, now: float, trouble: str | None
+    draft: Draft,
+    wanted: Mapping[str, Goal],
+    seen: FleetObserved,
+    memory: Memory,
+    lacking: Mapping[str, str],
+    trouble: str | None,
 ) -> None:
     if trouble:
         draft.hold(HoldCause.DATA_UNKNOWN, f"load unknown: {trouble}; keeping what runs, and the minima")
@@ -82,7 +86,7 @@ def _round(
     _finish_drains(draft)
     _fill_warm_pool(draft)
     if not trouble:
-        _shrink(draft, wanted, _why_not_shrink(draft.spec, seen, memory, now, draft))
+        _shrink(draft, wanted, _why_not_shrink(draft.spec, seen, memory, lacking, draft))
 
 
 def _rows(spec: FleetSpec, draft: Draft, wanted: Mapping[str, Goal]) -> tuple[TierPlan, ...]:
@@ -112,11 +116,13 @@ def _give_up_failed(draft: Draft) -> None:
 
 
 def _fill(draft: Draft, wanted: Mapping[str, Goal]) -> None:
-    """Give each tier what it lacks: from drains under way, the warm pool, tiers with too many; then by starting."""
+    """Give each tier what it lacks: from drains under way, the warm pool, tiers with too many (also of what still starts there); then by
+    starting."""
+    promised: set[str] = set()
     for tier in draft.spec.tiers:
         goal = wanted[tier.name]
         for _ in range(goal.desired - draft.live(tier.name)):
-            if not _fill_one(draft, tier.name, tier.batch_tokens, wanted):
+            if not _fill_one(draft, tier.name, tier.batch_tokens, wanted, promised):
                 break
         if goal.short:
             draft.hold(HoldCause.BUDGET_SHORT, goal.short, tier.name)
@@ -124,13 +130,20 @@ def _fill(draft: Draft, wanted: Mapping[str, Goal]) -> None:
             draft.hold(HoldCause.TIER_AT_MAX, goal.at_max, tier.name)
 
 
-def _fill_one(draft: Draft, tier: str, batch_tokens: int, wanted: Mapping[str, Goal]) -> bool:
+def _fill_one(draft: Draft, tier: str, batch_tokens: int, wanted: Mapping[str, Goal], promised: set[str]) -> bool:
     goal = wanted[tier]
     why = f"{tier} wants {goal.desired}, has {draft.live(tier)}: {goal.reason}"
+    donors = _donors(draft, wanted)
+
+    def convert_spare() -> bool:
+        """Rather one whose engine was started with no larger token budget than the tier's; but any serves it better than none."""
+        if donors:
+            seat = min(donors, key=lambda seat: (seat.batch_tokens > batch_tokens, least_loaded(seat)))
+            draft.convert(seat, tier, f"spare in {seat.tier}: {why}", goal.terms)
+        return bool(donors)
+
     if draft.live(tier) >= goal.urgent:
-        return _take_spare(
-            draft, tier, [seat for seat in _donors(draft, wanted) if seat.batch_tokens <= batch_tokens], why, goal
-        )
+        return convert_spare()
     draining = sorted(
         draft.draining(), key=lambda seat: (seat.tier != tier, seat.tier is not None, seat.since_s, seat.id)
     )
@@ -144,16 +157,15 @@ def _fill_one(draft: Draft, tier: str, batch_tokens: int, wanted: Mapping[str, G
     if warm:
         draft.convert(min(warm, key=least_loaded), tier, f"warm: {why}", goal.terms)
         return True
-    donors = _donors(draft, wanted)
-    fitting = [seat for seat in donors if seat.batch_tokens <= batch_tokens]
-    if _take_spare(draft, tier, fitting, why, goal):
+    if convert_spare():
+        return True
+    coming = _spare_starting(draft, wanted, promised)
+    if coming:
+        promised.add(coming[0].id)
+        draft.hold(HoldCause.STARTING, f"{why}; {coming[0].id} starts, and {coming[0].tier} can spare it then", tier)
         return True
     if draft.has_place():
         draft.start(tier, why, goal.terms)
-        return True
-    if donors:
-        # Its engine was started with a larger token budget than the tier's, but there is no accelerator for a better one.
-        draft.convert(min(donors, key=least_loaded), tier, f"spare, and no accelerator is free: {why}", goal.terms)
         return True
     draft.hold(
         HoldCause.BUDGET_SHORT,
@@ -163,17 +175,21 @@ def _fill_one(draft: Draft, tier: str, batch_tokens: int, wanted: Mapping[str, G
     return False
 
 
-def _take_spare(draft: Draft, tier: str, donors: list[Seat], why: str, goal: Goal) -> bool:
-    if donors:
-        draft.convert(min(donors, key=least_loaded), tier, f"spare in {donors[0].tier}: {why}", goal.terms)
-    return bool(donors)
-
-
 def _donors(draft: Draft, wanted: Mapping[str, Goal]) -> list[Seat]:
     """Ready instances of the tier that has the most to spare."""
     spare = {name: draft.live(name) - goal.desired for name, goal in wanted.items() if draft.ready(name)}
     name = max(sorted(spare), key=lambda name: spare[name], default=None)
     return draft.ready(name) if name is not None and spare[name] > 0 else []
+
+
+def _spare_starting(draft: Draft, wanted: Mapping[str, Goal], promised: set[str]) -> list[Seat]:
+    """Instances that start in tiers with too many, and that nobody has been promised."""
+    answer: list[Seat] = []
+    for name, goal in wanted.items():
+        coming = [seat for seat in draft.starting() if seat.tier == name]
+        spare = draft.live(name) - goal.desired - sum(seat.id in promised for seat in coming)
+        answer += [seat for seat in coming if seat.id not in promised][: max(spare, 0)]
+    return answer
 
 
 def _fill_warm_pool(draft: Draft) -> None:
@@ -204,13 +220,21 @@ def _finish_drains(draft: Draft) -> None:
 
 
 def _why_not_shrink(
-    spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float, draft: Draft
+    spec: FleetSpec, observed: FleetObserved, memory: Memory, lacking: Mapping[str, str], draft: Draft
 ) -> tuple[HoldCause, str] | None:
     assert observed.tiers is not None
-    waiting = [tier for tier in observed.tiers if tier.name in memory.pressed_since]
-    if waiting or pressed(spec, observed, memory, now):
+    wanted = {tier.name: tier for tier in spec.tiers}
+    waiting = [
+        tier
+        for tier in observed.tiers
+        if tier.name in memory.pressed_since
+        or (tier.name in wanted and lingers(wanted[tier.name], tier.pending_oldest_s))
+    ]
+    if waiting:
         names = ", ".join(f"{tier.name} ({tier.pending} for up to {tier.pending_oldest_s:.1f} s)" for tier in waiting)
         return HoldCause.PENDING, f"requests pend: {names}"
+    if lacking:
+        return HoldCause.ATTAINMENT_LOW, ", ".join(f"{name}: {what}" for name, what in lacking.items())
     starting = draft.starting()
     if starting:
         return HoldCause.STARTING, f"{len(starting)} starting"

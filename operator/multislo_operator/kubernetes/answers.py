@@ -86,6 +86,8 @@ def _tier(views: Sequence[TierView]) -> TierView:
         tpot_s=first.tpot_s,
         pending=sum(view.pending for view in views),
         pending_oldest_s=max(view.pending_oldest_s for view in views),
+        pending_in_time=sum(view.pending_in_time for view in views),
+        pending_in_time_oldest_s=max(view.pending_in_time_oldest_s for view in views),
         in_flight=sum(view.in_flight for view in views),
         arrival_rate=sum(view.arrival_rate for view in views),
         work_rate=sum(view.work_rate for view in views),
@@ -94,6 +96,7 @@ def _tier(views: Sequence[TierView]) -> TierView:
         requests_missed=sum(view.requests_missed for view in views),
         tokens_met=sum(view.tokens_met for view in views),
         tokens_missed=sum(view.tokens_missed for view in views),
+        given_up=sum(view.given_up for view in views),
         refused=sum(view.refused for view in views),
         attainment=weighted / rates if rates > 0.0 else min(known, default=None),
         # Quantiles of two populations cannot be added; the worse one is what a user feels.

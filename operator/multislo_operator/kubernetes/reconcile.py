@@ -13,7 +13,7 @@ from typing import Any
 from multislo_api.fleet import InstanceList
 from multislo_api.manifest import MultiSLOServing
 from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState
-from multislo_operator.decide.need import Memory
+from multislo_operator.decide.memory import Memory
 from multislo_operator.decide.plan import Plan
 from multislo_operator.decide.scale import decide
 from multislo_operator.kubernetes import names, rollout

@@ -19,7 +19,7 @@ import aiohttp
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing
 from multislo_operator.admin_client import AdminClient, AnotherRouter, RouterUnreachable
-from multislo_operator.decide.need import Memory
+from multislo_operator.decide.memory import Memory
 from multislo_operator.decide.scale import decide
 from multislo_operator.local.child import Child, Guarding
 from multislo_operator.local.engines import EngineStart, multislo

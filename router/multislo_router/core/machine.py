@@ -380,6 +380,7 @@ class RouterCore:
             self._leave_pending(request)
             cause = d.Cause.DEADLINE if self.fleet.placeable else d.Cause.NO_INSTANCE
             return self._refuse(request, cause, now, "no instance can meet its deadline any more")
+        request.tier.given_up += 1
         self.pending.give_up(request, 1 if request.tier.config.overload is Overload.BEST_EFFORT else 0)
         return None
 

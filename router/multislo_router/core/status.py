@@ -44,6 +44,9 @@ class TierStatus:
     tpot_s: float
     pending: int
     pending_oldest_s: float
+    pending_in_time: int
+    """Those whose deadline can still be met; the others were given up and wait for what is left over."""
+    pending_in_time_oldest_s: float
     in_flight: int
     arrival_rate: float
     work_rate: float
@@ -54,6 +57,8 @@ class TierStatus:
     tokens_missed: int
     arrived: int
     held: int
+    given_up: int
+    """Held until no instance could meet their deadline any more."""
     outcomes: dict[Outcome, int]
     placements: dict[Kind, int]
     refusals: dict[Cause, int]

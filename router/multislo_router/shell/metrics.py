@@ -105,6 +105,13 @@ METRICS: tuple[Metric, ...] = (
         "Requests that had to wait in the router before they were placed or refused.",
         lambda t: t.held,
     ),
+    of_tier(
+        "multislo_requests_given_up_total",
+        "counter",
+        "requests",
+        "Held requests whose deadline no instance could meet any more: served late, from what the others leave.",
+        lambda t: t.given_up,
+    ),
     # Attainment.
     of_tier_by(
         "multislo_slo_requests_total",
@@ -179,6 +186,13 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
         "Age of the oldest held request; 0 where none is held.",
         lambda t: t.pending_oldest_s,
+    ),
+    of_tier(
+        "multislo_requests_pending_in_time",
+        "gauge",
+        "requests",
+        "Held requests whose deadline can still be met.",
+        lambda t: t.pending_in_time,
     ),
     of_tier(
         "multislo_requests_in_flight",

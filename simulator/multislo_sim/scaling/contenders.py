@@ -77,6 +77,11 @@ def _hpa(signal: Callable[..., float]) -> Callable[[Setting], Law]:
     return lambda setting: Hpa(signal, setting["target"], setting["stabilization_s"])
 
 
+def _keda(setting: Setting) -> Law:
+    """With a limit of its own: what waits may be late already, and asks for hundreds."""
+    return Hpa(queue, setting["target"], setting["stabilization_s"], setting["replicas_max"])
+
+
 def _saturation(setting: Setting) -> Law:
     return Saturation(
         setting["kv_max"], setting["queue_max"], setting["kv_spare"], setting["queue_spare"], setting["look_s"]
@@ -132,8 +137,12 @@ SCALED = (
         "keda_queue",
         "static",
         "static_partition",
-        _apart(_hpa(queue)),
-        _targets(4.0, 2.0, 1.0, 0.5, 0.25, 0.12, 0.06, 0.03),
+        _apart(_keda),
+        tuple(
+            {"target": target, "replicas_max": most, "stabilization_s": 300.0}
+            for most in (3.0, 4.0, 5.0, 6.0)
+            for target in (4.0, 1.0)
+        ),
     ),
     Scaled("llm_d", "static", "static_partition", _apart(_saturation), SATURATIONS),
     Scaled(

@@ -39,10 +39,14 @@ def fleet_observed(
             name=tier.name,
             pending=tier.pending,
             pending_oldest_s=tier.pending_oldest_s,
+            pending_in_time=tier.pending_in_time,
+            pending_in_time_oldest_s=tier.pending_in_time_oldest_s,
             arrival_rate=tier.arrival_rate,
             work_rate=tier.work_rate,
             work_rate_trend=tier.work_rate_trend,
-            refused=sum(tier.refusals.values()),
+            turned_away=sum(tier.refusals.values()) + tier.given_up,
+            met=tier.requests_met,
+            missed=tier.requests_missed,
             attainment=tier.recent.attainment,
         )
         for tier in status.tiers

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from multislo_operator.decide.fleet import FleetObserved, FleetSpec, TierSpec
-from multislo_operator.decide.need import Memory
+from multislo_operator.decide.memory import Memory
 from multislo_operator.decide.plan import Action
 from multislo_operator.decide.scale import decide
 from multislo_router.core.config import TierConfig

@@ -70,9 +70,12 @@ class Hpa:
     TOLERANCE = 0.1
     PODS_MORE = 4
 
-    def __init__(self, signal: Signal, target: float, stabilization_s: float = 300.0) -> None:
+    def __init__(
+        self, signal: Signal, target: float, stabilization_s: float = 300.0, replicas_max: float = 100.0
+    ) -> None:
         self._signal = signal
         self._target = target
+        self._replicas_max = int(replicas_max)
         self._stabilization_s = stabilization_s
         self._recommended: deque[tuple[float, int]] = deque()
 
@@ -82,7 +85,7 @@ class Hpa:
         if replicas and abs(total / (self._target * replicas) - 1.0) <= self.TOLERANCE:
             wanted = replicas
         else:
-            wanted = max(1, ceil(total / self._target))
+            wanted = min(max(1, ceil(total / self._target)), self._replicas_max)
         self._recommended.append((now, wanted))
         while self._recommended[0][0] < now - self._stabilization_s:
             self._recommended.popleft()

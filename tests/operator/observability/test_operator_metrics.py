@@ -16,7 +16,7 @@ from multislo_operator.decide.fleet import (
     TierObserved,
     TierSpec,
 )
-from multislo_operator.decide.need import Memory
+from multislo_operator.decide.memory import Memory
 from multislo_operator.decide.plan import Drain, Plan, Start, Stop
 from multislo_operator.decide.scale import decide
 from multislo_operator.kubernetes.fleet_metrics import Outcome, Why, why
@@ -35,8 +35,8 @@ SPEC = FleetSpec(
 
 def seen(*instances: InstanceObserved, pending: int = 0, work: float = 0.5) -> FleetObserved:
     tiers = [
-        TierObserved("realtime", pending, 0.2 if pending else 0.0, 2.0, work, 0.0),
-        TierObserved("batch", 0, 0.0, 0.0, 0.0, 0.0),
+        TierObserved("realtime", pending, 0.2 if pending else 0.0, pending, 0.2 if pending else 0.0, 2.0, work, 0.0),
+        TierObserved("batch", 0, 0.0, 0, 0.0, 0.0, 0.0, 0.0),
     ]
     return FleetObserved(list(instances), tiers, data_age_s=0.5)
 

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing, load_manifest
 from multislo_operator.decide.fleet import InstanceState
-from multislo_operator.decide.need import Memory
+from multislo_operator.decide.memory import Memory
 from multislo_operator.decide.plan import Start
 from multislo_operator.decide.scale import decide
 from multislo_operator.kubernetes.fleet_metrics import Outcome
