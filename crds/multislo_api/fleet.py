@@ -67,6 +67,9 @@ class TierView(Document):
     tokens_met: int
     tokens_missed: int
     given_up: int = Field(description="Requests held until no instance could meet their deadline any more.")
+    out_of_reach: int = Field(
+        description="Requests whose deadline, by the profile, not even an idle instance could have met when they came."
+    )
     refused: int
     attainment: float | None = Field(
         description="Share met of the requests that finished in the last minute; null where none did."

@@ -104,9 +104,9 @@ def fleet_observed(
             arrival_rate=tier.arrival_rate,
             work_rate=tier.work_rate,
             work_rate_trend=tier.work_rate_trend,
-            turned_away=tier.refused + tier.given_up,
+            turned_away=tier.refused + tier.given_up - tier.out_of_reach,
             met=tier.requests_met,
-            missed=tier.requests_missed,
+            missed=tier.requests_missed - tier.out_of_reach,
             attainment=tier.attainment,
         )
         for tier in snapshot.tiers

@@ -127,7 +127,7 @@ def test_top_prints_one_picture_of_a_running_fleet(up: Callable[..., Any], manif
 def a_tier(name: str, tpot_s: float, **changes: Any) -> TierView:
     figures: dict[str, Any] = {
         "ttft_s": 0.5, "pending": 0, "pending_oldest_s": 0.0, "pending_in_time": 0,
-        "pending_in_time_oldest_s": 0.0, "given_up": 0, "in_flight": 3, "arrival_rate": 2.0, "work_rate": 0.5,
+        "pending_in_time_oldest_s": 0.0, "given_up": 0, "out_of_reach": 0, "in_flight": 3, "arrival_rate": 2.0, "work_rate": 0.5,
         "work_rate_trend": 0.0, "requests_met": 9, "requests_missed": 1, "tokens_met": 90, "tokens_missed": 1, "refused": 0,
         "attainment": 0.995, "ttft": LatencyView(p50_s=0.1, p99_s=0.7), "tpot": LatencyView(),
     }  # fmt: skip

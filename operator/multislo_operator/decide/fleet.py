@@ -96,7 +96,8 @@ class TierObserved:
     """Instance-seconds of work arriving a second: the instances that its traffic fills."""
     work_rate_trend: float
     turned_away: int = 0
-    """Refused, or held until no instance could meet their deadline any more; since the router's start."""
+    """Refused, or held until no instance could meet their deadline any more; since the router's start. Here and in `missed`, who is
+    out of reach of an idle instance, too, does not count: no instance more would help him."""
     met: int = 0
     missed: int = 0
     """Requests that ended in time, and late ones; since the router's start."""

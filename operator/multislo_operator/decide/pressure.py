@@ -136,8 +136,8 @@ def _is_late(spec: FleetSpec, memory: Memory, tier: TierObserved) -> bool:
     if memory.calm_since is None or tier.name not in memory.calm_counts:
         return False
     met_before, missed_before = memory.calm_counts[tier.name]
-    met, missed = tier.met - met_before, tier.missed - missed_before
-    if met < 0 or missed < 0:
+    met, missed = tier.met - met_before, max(0, tier.missed - missed_before)
+    if met < 0:
         return False  # another router counts from 0
     allowed = (1.0 - spec.attainment) * (met + missed)
     return missed > allowed + LATE_NOISES * sqrt(allowed) + LATE_LEAST

@@ -97,6 +97,7 @@ def _tier(views: Sequence[TierView]) -> TierView:
         tokens_met=sum(view.tokens_met for view in views),
         tokens_missed=sum(view.tokens_missed for view in views),
         given_up=sum(view.given_up for view in views),
+        out_of_reach=sum(view.out_of_reach for view in views),
         refused=sum(view.refused for view in views),
         attainment=weighted / rates if rates > 0.0 else min(known, default=None),
         # Quantiles of two populations cannot be added; the worse one is what a user feels.

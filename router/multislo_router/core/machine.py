@@ -141,6 +141,8 @@ class RouterCore:
         tokens = 1 if request.prefilled else request.prompt_tokens
         last_call_at = request.due - self.config.latency.prefill_s(tokens, 0, self.fleet.batch_tokens_largest, 0, 0)
         self.pending.hold(request, last_call_at)
+        if last_call_at <= request.arrived and not request.attempts:
+            tier.out_of_reach += 1
         if last_call_at <= now:
             self._set_wake(now)
         else:

@@ -79,6 +79,7 @@ def _tier_status(tier: Tier, held: _Held, now: float) -> TierStatus:
         arrived=tier.arrived,
         held=tier.held,
         given_up=tier.given_up,
+        out_of_reach=tier.out_of_reach,
         outcomes=dict(tier.outcomes),
         placements=dict(tier.placements),
         refusals=dict(tier.refusals),

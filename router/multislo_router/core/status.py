@@ -59,6 +59,8 @@ class TierStatus:
     held: int
     given_up: int
     """Held until no instance could meet their deadline any more."""
+    out_of_reach: int
+    """Held though, by the profile, not even an idle instance could have met their deadline when they came."""
     outcomes: dict[Outcome, int]
     placements: dict[Kind, int]
     refusals: dict[Cause, int]

@@ -53,6 +53,7 @@ class Tier:
         self.arrived = 0
         self.held = 0
         self.given_up = 0
+        self.out_of_reach = 0
         self.requests_met = 0
         self.requests_missed = 0
         self.tokens_met = 0

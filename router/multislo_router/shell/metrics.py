@@ -112,6 +112,13 @@ METRICS: tuple[Metric, ...] = (
         "Held requests whose deadline no instance could meet any more: served late, from what the others leave.",
         lambda t: t.given_up,
     ),
+    of_tier(
+        "multislo_requests_out_of_reach_total",
+        "counter",
+        "requests",
+        "Held requests whose deadline, by the profile, not even an idle instance could have met when they came: no scaling helps them.",
+        lambda t: t.out_of_reach,
+    ),
     # Attainment.
     of_tier_by(
         "multislo_slo_requests_total",

@@ -41,6 +41,7 @@ def _tier(tier: TierStatus) -> TierView:
         tokens_met=tier.tokens_met,
         tokens_missed=tier.tokens_missed,
         given_up=tier.given_up,
+        out_of_reach=tier.out_of_reach,
         refused=sum(tier.refusals.values()),
         attainment=recent.attainment,
         ttft=LatencyView(p50_s=recent.ttft_p50_s, p99_s=recent.ttft_p99_s),

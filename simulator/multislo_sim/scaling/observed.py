@@ -44,9 +44,9 @@ def fleet_observed(
             arrival_rate=tier.arrival_rate,
             work_rate=tier.work_rate,
             work_rate_trend=tier.work_rate_trend,
-            turned_away=sum(tier.refusals.values()) + tier.given_up,
+            turned_away=sum(tier.refusals.values()) + tier.given_up - tier.out_of_reach,
             met=tier.requests_met,
-            missed=tier.requests_missed,
+            missed=tier.requests_missed - tier.out_of_reach,
             attainment=tier.recent.attainment,
         )
         for tier in status.tiers

@@ -104,6 +104,7 @@ class Router:
             tokens_met=0,
             tokens_missed=0,
             given_up=0,
+            out_of_reach=0,
             refused=self.refused,
             attainment=None,
             ttft=LatencyView(),

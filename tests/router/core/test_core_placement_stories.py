@@ -133,6 +133,25 @@ def test_a_prompt_predicted_a_little_late_is_served_unless_its_tier_rejects(smal
     assert refused.cause is d.Cause.DEADLINE
 
 
+@pytest.mark.parametrize(
+    ("tokens", "waited_s", "held"), [(100, 0.1, (1, 0, 0)), (100, 10.0, (0, 1, 0)), (60_000, 0.1, (0, 1, 1))]
+)
+def test_the_status_tells_who_is_still_in_time_given_up_or_out_of_any_instances_reach(
+    small_fleet, tokens, waited_s, held
+):
+    fleet = small_fleet("middle", seqs_max=1)
+    fleet.arrive()
+    fleet.arrive(prompt_tokens=tokens)
+    fleet.wait(waited_s)
+
+    (tier,) = [tier for tier in fleet.core.status(fleet.now).tiers if tier.name == "middle"]
+
+    assert tier.pending == 1
+    assert tier.pending_oldest_s == pytest.approx(waited_s)
+    assert tier.pending_in_time_oldest_s == pytest.approx(waited_s if held[0] else 0.0)
+    assert (tier.pending_in_time, tier.given_up, tier.out_of_reach) == held
+
+
 def test_without_any_instance_a_tier_that_rejects_says_so(small_fleet):
     fleet = small_fleet(overload=Overload.REJECT)
     fleet.arrive()
