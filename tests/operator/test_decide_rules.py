@@ -134,14 +134,16 @@ def test_requests_that_are_late_already_ask_for_no_instance_but_where_there_is_n
     assert any(isinstance(action, Start) for action in seen_for(20, a_spec(), gone, late).actions)
 
 
-@pytest.mark.parametrize(("load", "starts"), [(0.8, ["tight"]), (0.5, [])])
-def test_requests_that_are_given_up_on_full_instances_start_one_though_none_lingers(
-    load: float, starts: list[str]
+@pytest.mark.parametrize(
+    ("load", "a_second", "starts"), [(0.8, 2, ["tight"]), (0.8, 1, ["tight"]), (0.5, 2, ["tight"]), (0.1, 2, [])]
+)
+def test_requests_that_are_given_up_on_busy_instances_start_one_though_none_lingers(
+    load: float, a_second: int, starts: list[str]
 ) -> None:
     full = [replace(seen, load=load) for seen in instances(tight=1, middle=2)]
     memory = Memory()
     for second in range(15):
-        figures = [replace(tier, turned_away=2 * second) for tier in tiers()]
+        figures = [replace(tier, turned_away=a_second * second) for tier in tiers()]
         plan, memory = decide(a_spec(), FleetObserved(full, figures), memory, float(second))
         if plan.actions:
             break

@@ -24,9 +24,12 @@ PRESSED_IDLE_S = 10.0
 SETTLE_MIN_S, SETTLE_SHARE, SETTLE_MAX_S = 5.0, 0.2, 20.0
 """An instance that has just become ready (or changed its tier) needs this share of a start-up before still-pending requests ask for
 another: what had piled up meanwhile comes first."""
-TURNED_AWAY_AVERAGE_S, TURNED_AWAY_LEAST = 10.0, 0.05
+TURNED_AWAY_AVERAGE_S = 10.0
 FULL = 0.9
 """Of the target fill. Before it stock engines lose long prompts now and then whatever their number."""
+TURNED_AWAY_FULL, TURNED_AWAY_BURST = 0.05, 0.3
+"""A second, beside what the goal allows. One that is turned away (it adds a tenth to the mean) tells something where the instances have
+been full for a while; where they have just become so, only more than three do."""
 CALM_S, CALM_MAX_S = 30.0, 120.0
 """Late requests say something about the size of a fleet once it has had what it wanted for so long: who ends sooner was placed before.
 They are counted over at most the second, then anew."""
@@ -51,15 +54,16 @@ def with_pressure(spec: FleetSpec, observed: FleetObserved, memory: Memory, fill
     tiers = observed.tiers or ()
     passed_s = now - memory.known_at if memory.known_at is not None else 0.0
     rates = {tier.name: _turned_away_rate(memory, tier, passed_s) for tier in tiers}
-    full = mean_load(observed) >= FULL * fill
+    busy = is_half_full(observed, fill)
+    least = TURNED_AWAY_FULL if mean_load(observed) >= FULL * fill else TURNED_AWAY_BURST
     wanted = {tier.name: tier for tier in spec.tiers}
     since = {}
     for tier in tiers:
         if tier.name not in wanted:
             continue
-        # A goal of 99 % allows a hundredth to be turned away; twice that is want of capacity, if the instances are full.
-        allowed = 2.0 * (1.0 - spec.attainment) * tier.arrival_rate + TURNED_AWAY_LEAST
-        if lingers(wanted[tier.name], waiting(observed, tier)[1]) or (full and rates[tier.name] > allowed):
+        # A goal of 99 % allows a hundredth to be turned away; twice that is want of capacity, if the instances are busy at all.
+        allowed = 2.0 * (1.0 - spec.attainment) * tier.arrival_rate + least
+        if lingers(wanted[tier.name], waiting(observed, tier)[1]) or (busy and rates[tier.name] > allowed):
             since[tier.name] = memory.pressed_since.get(tier.name, now)
     calm_since = memory.calm_since
     if since or not is_calm(observed):
