@@ -66,7 +66,9 @@ class TierView(Document):
     )
     tokens_met: int
     tokens_missed: int
-    given_up: int = Field(description="Requests held until no instance could meet their deadline any more.")
+    given_up: int = Field(
+        description="Requests held until no instance could meet their deadline any more, and not refused: served late."
+    )
     out_of_reach: int = Field(
         description="Requests whose deadline, by the profile, not even an idle instance could have met when they came."
     )

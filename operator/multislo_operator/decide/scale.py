@@ -19,6 +19,7 @@ DRAINS_SHARE = 0.1
 """At most this share of the fleet drains at once (one at least)."""
 ROUNDS_MAX = 6
 LAGGING_GROWTH = 0.1
+"""Of the work, foreseen over the horizon: from there on the averages lag behind it."""
 MISSES_OVER_GOAL = 3.0
 """Nothing goes down while a tier misses this many times what its goal allows and the instances are busy."""
 

@@ -58,7 +58,7 @@ class TierStatus:
     arrived: int
     held: int
     given_up: int
-    """Held until no instance could meet their deadline any more."""
+    """Held until no instance could meet their deadline any more, and not refused."""
     out_of_reach: int
     """Held though, by the profile, not even an idle instance could have met their deadline when they came."""
     outcomes: dict[Outcome, int]
