@@ -9,7 +9,7 @@ LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header -
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench gen e2e e2e-node lock clean
+.PHONY: demo test fuzz check bench gen e2e e2e-node lock clean
 
 $(RUN): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +24,11 @@ $(DEV): $(RUN) requirements-dev.lock
 demo: $(RUN)  ## a fleet on this machine, beside round robin on as many instances
 	$(BIN)/multislo demo
 
-test: $(DEV)  ## everything that needs no cluster
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+test: $(DEV)  ## everything that needs no cluster; the same examples and the same hash order each time
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+
+fuzz: $(DEV)  ## the property tests on random examples, for TIME seconds, from SEED on (TESTS: some of them)
+	$(BIN)/python tests/fuzz.py --workers $(WORKERS) $(if $(SEED),--seed $(SEED)) $(if $(TIME),--time $(TIME)) $(TESTS)
 
 check: $(DEV)  ## style, types, arrows between the rooms, generated files
 	$(BIN)/ruff check .

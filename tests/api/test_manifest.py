@@ -173,8 +173,6 @@ def test_every_list_text_and_number_is_bounded() -> None:
     assert unbounded(MultiSLOServing.model_json_schema(), "") == []
 
 
-unhurried = settings(deadline=None)  # A busy machine is no failure.
-
 SCALARS = (
     st.none()
     | st.booleans()
@@ -203,19 +201,17 @@ def manifest_or_problems(read: Callable[[Any], MultiSLOServing], written: object
     assert all(problem and problem.isprintable() for problem in problems)
 
 
-@unhurried
 @given(TREES)
 def test_any_document_is_a_manifest_or_has_problems(tree: object) -> None:
     manifest_or_problems(manifest_from, tree)
 
 
-@unhurried
 @given(st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape")) | TREES.map(yaml.safe_dump))
 def test_any_text_is_a_manifest_or_has_problems(text: str) -> None:
     manifest_or_problems(parse_manifest, text)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary())
 def test_any_file_is_a_manifest_or_has_problems(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "any.yaml").write_bytes(content)
@@ -223,7 +219,7 @@ def test_any_file_is_a_manifest_or_has_problems(content: bytes, tmp_path: Path) 
     manifest_or_problems(load_manifest, tmp_path / "any.yaml")
 
 
-@settings(unhurried, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 2000), st.integers(0, 20), st.text("[]{}:,&*!<>|-?'\"\\%@# \n\ta0.~") | st.text(max_size=5))
 def test_a_manifest_with_any_text_spliced_in_is_a_manifest_or_has_problems(at: int, cut: int, text: str) -> None:
     example = (EXAMPLES / "llama-h200.yaml").read_text()
@@ -231,7 +227,7 @@ def test_a_manifest_with_any_text_spliced_in_is_a_manifest_or_has_problems(at: i
     manifest_or_problems(parse_manifest, example[:at] + text + example[at + cut :])
 
 
-@settings(unhurried, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_manifest_with_anything_anywhere_is_a_manifest_or_has_problems(data: st.DataObject) -> None:
     changed: Any = yaml.safe_load((EXAMPLES / "llama-h200.yaml").read_text())
@@ -247,7 +243,6 @@ def test_a_manifest_with_anything_anywhere_is_a_manifest_or_has_problems(data: s
     manifest_or_problems(manifest_from, changed)
 
 
-@unhurried
 @given(TREES, st.integers(1, 64), st.integers(1, 99_999), st.integers(1, 60_000), st.integers(0, 1024))
 def test_a_written_manifest_reads_as_the_same_manifest(
     tree: object, each: int, ttft_ms: int, tpot_ms: int, least: int

@@ -75,7 +75,7 @@ def play(asks: list[tuple], shape: tuple[str, int, int, int]) -> tuple[EngineMod
     return model, tokens + run_out(model)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ASKS, ENGINES)
 def test_whatever_comes_every_request_ends_and_no_memory_is_left_in_use(asks: list, shape: tuple) -> None:
     model, tokens = play(asks, shape)
@@ -94,13 +94,13 @@ def test_whatever_comes_every_request_ends_and_no_memory_is_left_in_use(asks: li
     assert model.output_tokens == len(tokens)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ASKS, ENGINES)
 def test_the_same_requests_make_the_same_run(asks: list, shape: tuple) -> None:
     assert play(asks, shape)[1] == play(asks, shape)[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ASKS, ENGINES, st.floats(0.001, 0.5))
 def test_how_often_one_looks_changes_nothing(asks: list, shape: tuple, step_s: float) -> None:
     batch = [EngineRequest(id, prompt, output) for id, (_, prompt, output, _, _, _) in enumerate(asks)]
@@ -242,7 +242,7 @@ def test_a_senseless_engine_is_refused_by_the_name_of_the_field(field: str, valu
         EngineConfig(**settings)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ASKS, ENGINES)
 def test_iterations_without_an_object_a_token_say_the_same_as_the_tokens(asks: list, shape: tuple) -> None:
     singly, whole = engine(*shape), engine(*shape)

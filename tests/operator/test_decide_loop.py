@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import cos, exp, isfinite, pi
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multislo_operator.decide.fleet import (
@@ -103,7 +103,7 @@ def some_specs(draw: st.DrawFn) -> FleetSpec:
     )
 
 
-@settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=150)
 @given(some_specs(), some_instances, some_tiers, some_tiers, st.booleans())
 def test_a_plan_that_is_carried_out_leaves_nothing_to_plan(
     spec: FleetSpec,
@@ -135,6 +135,49 @@ def _check_limits(spec: FleetSpec, before: list[InstanceObserved], plan: Plan, a
     for action in plan.actions:
         assert action.reason
         assert all(isfinite(value) for value in action.terms.values())
+
+
+any_number = st.one_of(st.floats(), st.floats(0.0, 1e-300), st.sampled_from([0.0, 5e-324, 1.0, 1e15, 1e308]))
+any_count = st.one_of(st.integers(), st.sampled_from([0, 1, 10**15, 10**400]))
+any_tiers = st.tuples(
+    *(
+        st.builds(
+            TierObserved,
+            name=st.just(name),
+            pending=any_count,
+            pending_oldest_s=any_number,
+            pending_in_time=any_count,
+            pending_in_time_oldest_s=any_number,
+            arrival_rate=any_number,
+            work_rate=any_number,
+            work_rate_trend=any_number,
+            turned_away=any_count,
+            met=any_count,
+            missed=any_count,
+            attainment=st.one_of(st.none(), any_number),
+        )
+        for name in NAMES
+    )
+)
+
+
+@settings(max_examples=60)
+@given(some_specs(), some_instances, any_tiers, some_tiers, st.lists(any_number, min_size=12, max_size=12))
+def test_figures_that_are_no_numbers_never_stop_the_planning(
+    spec: FleetSpec,
+    seen: list[InstanceObserved],
+    strange: tuple[TierObserved, ...],
+    usual: tuple[TierObserved, ...],
+    loads: list[float],
+) -> None:
+    loaded = [replace(i, load=load, load_now=load, calibration=load) for i, load in zip(seen, loads, strict=False)]
+    memory = Memory()
+    ids = iter(range(1000))
+    for second, (instances, tiers) in enumerate([(seen, strange), (loaded, usual), (seen, usual), (loaded, strange)]):
+        plan, memory = decide(spec, FleetObserved(instances, tiers), memory, float(second))
+        _check_limits(spec, instances, plan, carried_out(plan, instances, lambda: f"~new-{next(ids)}"))
+        for row in plan.tiers:
+            assert all(isfinite(value) for value in row.terms.values())
 
 
 # -- a fluid fleet -----------------------------------------------------------------------------------------------------------

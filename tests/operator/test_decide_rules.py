@@ -1,6 +1,7 @@
 """Single decisions: what is planned for one fleet seen once, or a few seconds in a row."""
 
 from dataclasses import replace
+from math import isfinite
 
 import pytest
 
@@ -352,7 +353,18 @@ def test_a_tier_takes_a_spare_instance_of_any_token_budget_but_rather_one_of_its
         ({"tiers": None}, "does not answer"),
         ({"data_age_s": 6.0}, "6 s old"),
         ({"data_age_s": float("nan")}, "old"),
-        ({"tiers": [replace(t, work_rate=float("nan")) for t in tiers()]}, "no numbers"),
+        ({"tiers": [replace(t, work_rate=float("nan")) for t in tiers()]}, "work_rate"),
+        ({"tiers": [replace(t, work_rate=-1.0) for t in tiers()]}, "work_rate"),
+        ({"tiers": [replace(t, arrival_rate=-1e-300) for t in tiers()]}, "arrival_rate"),
+        ({"tiers": [replace(t, arrival_rate=1e300) for t in tiers()]}, "arrival_rate"),
+        ({"tiers": [replace(t, work_rate_trend=-1e308) for t in tiers()]}, "work_rate_trend"),
+        ({"tiers": [replace(t, pending=-1) for t in tiers()]}, "pending"),
+        ({"tiers": [replace(t, pending_in_time=10**400) for t in tiers()]}, "pending_in_time"),
+        ({"tiers": [replace(t, pending_oldest_s=float("inf")) for t in tiers()]}, "pending_oldest_s"),
+        ({"tiers": [replace(t, turned_away=10**400) for t in tiers()]}, "turned_away"),
+        ({"tiers": [replace(t, attainment=float("nan")) for t in tiers()]}, "attainment"),
+        ({"instances": [replace(i, load=float("nan")) for i in instances(middle=5)]}, "load of middle-0"),
+        ({"instances": [replace(i, calibration=1e308) for i in instances(middle=5)]}, "calibration of middle-0"),
         ({"tiers": tiers()[:2]}, "does not know tier loose"),
     ],
 )
@@ -429,3 +441,19 @@ def test_few_long_requests_need_more_room_than_many_short_ones_of_the_same_work(
     assert asks(2.0) > asks(4.0) > asks(100.0) > 6.0
     assert asks(1.0 / (10.0 * 6.0 * 0.08**2)) == pytest.approx(usual)
     assert asks(1e6) > 6.0 + 0.5 * (usual - 6.0)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-310, 1e-12])
+@pytest.mark.parametrize("pending", [0, 20])
+def test_a_rate_of_next_to_nothing_is_a_number_like_any_other(rate: float, pending: int) -> None:
+    """After hours of silence the router's means are denormal: work per request is then no finite number."""
+    figures = [
+        replace(tier, arrival_rate=rate, pending=pending, pending_in_time=pending, pending_in_time_oldest_s=5.0)
+        for tier in tiers((1.0, 1.0, 1.0))
+    ]
+    plan = seen_for(2, a_spec(), instances(tight=1, middle=1), figures)
+    assert plan.known
+    for row in plan.tiers:
+        assert all(isfinite(value) for value in row.terms.values())
+        assert row.terms["backlog"] <= 0.25 * row.terms["work"]
+        assert (row.terms["backlog"] > 0.0) == (pending > 0)

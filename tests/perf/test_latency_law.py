@@ -1,7 +1,7 @@
 """The latency model: its inverses are inverses, its parts add up, more work never takes less time."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multislo_perf.latency import LatencyModel
@@ -10,7 +10,6 @@ H200 = LatencyModel(1.76e-3, 3.87e-3, 5.8e-6, 0.29e-3, 17.4e-6, 6.5e-6, 29.8e-9,
 
 
 # A busy machine may take its time over one example.
-UNHURRIED = settings(deadline=None)
 
 
 def _seconds(low: float, high: float) -> st.SearchStrategy[float]:
@@ -37,7 +36,6 @@ contexts = st.integers(0, 100_000)
 kv = st.integers(0, 1_000_000)
 
 
-@UNHURRIED
 @given(laws, budgets, contexts, decodes, kv)
 def test_the_largest_chunk_fits_and_one_token_more_does_not(
     law: LatencyModel, budget_s: float, context: int, batch: int, kv_tokens: int
@@ -47,7 +45,6 @@ def test_the_largest_chunk_fits_and_one_token_more_does_not(
     assert budget_s < law.iteration_s(chunk + 1, context, batch, kv_tokens)
 
 
-@UNHURRIED
 @given(laws, budgets, contexts)
 def test_the_largest_decode_batch_fits_and_one_request_more_does_not(
     law: LatencyModel, budget_s: float, each: int
@@ -57,7 +54,6 @@ def test_the_largest_decode_batch_fits_and_one_request_more_does_not(
     assert budget_s < law.iteration_s(0, 0, batch + 1, each * (batch + 1))
 
 
-@UNHURRIED
 @given(laws, tokens, contexts, decodes, kv)
 def test_the_budget_of_a_chunk_gives_the_chunk(
     law: LatencyModel, chunk: int, context: int, batch: int, kv_tokens: int
@@ -66,13 +62,11 @@ def test_the_budget_of_a_chunk_gives_the_chunk(
     assert law.chunk_max(law.iteration_s(chunk, context, batch, kv_tokens), context, batch, kv_tokens) == chunk
 
 
-@UNHURRIED
 @given(laws, st.integers(1, 1024), contexts)
 def test_the_budget_of_a_decode_batch_gives_the_batch(law: LatencyModel, batch: int, each: int) -> None:
     assert law.decodes_max(law.iteration_s(0, 0, batch, each * batch), each) == batch
 
 
-@UNHURRIED
 @given(laws, st.integers(0, 20_000), contexts, st.integers(1, 2048), decodes, kv)
 def test_a_prefill_is_the_sum_of_its_iterations(
     law: LatencyModel, prompt: int, context: int, batch_tokens: int, batch: int, kv_tokens: int
@@ -86,7 +80,6 @@ def test_a_prefill_is_the_sum_of_its_iterations(
     assert law.prefill_s(prompt, context, chunk + batch, batch, kv_tokens) == pytest.approx(total, rel=1e-9, abs=1e-12)
 
 
-@UNHURRIED
 @given(laws, st.lists(tokens, max_size=20), contexts)
 def test_attention_adds_up_however_a_prompt_is_cut(law: LatencyModel, chunks: list[int], context: int) -> None:
     total, done = 0.0, context
@@ -96,7 +89,6 @@ def test_attention_adds_up_however_a_prompt_is_cut(law: LatencyModel, chunks: li
     assert law.attention_s(sum(chunks), context) == pytest.approx(total, rel=1e-9, abs=1e-12)
 
 
-@UNHURRIED
 @given(laws, tokens, contexts, decodes, kv)
 def test_a_batch_of_one_chunk_is_an_iteration(
     law: LatencyModel, chunk: int, context: int, batch: int, kv_tokens: int
@@ -106,7 +98,6 @@ def test_a_batch_of_one_chunk_is_an_iteration(
     )
 
 
-@UNHURRIED
 @given(laws, st.integers(0, 8192), contexts, decodes, kv)
 def test_more_work_never_takes_less_time(
     law: LatencyModel, chunk: int, context: int, batch: int, kv_tokens: int
@@ -118,7 +109,6 @@ def test_more_work_never_takes_less_time(
     assert law.iteration_s(chunk, context, batch, kv_tokens + 1) >= before
 
 
-@UNHURRIED
 @given(laws, budgets, budgets, contexts, decodes, kv)
 def test_a_larger_budget_never_holds_less(
     law: LatencyModel, one_s: float, other_s: float, context: int, batch: int, kv_tokens: int
@@ -128,7 +118,6 @@ def test_a_larger_budget_never_holds_less(
     assert law.decodes_max(low_s, context) <= law.decodes_max(high_s, context)
 
 
-@UNHURRIED
 @given(laws, st.floats(0.1, 10), st.integers(0, 8192), contexts, decodes, kv)
 def test_a_slower_engine_is_slower_by_its_factor_in_everything(
     law: LatencyModel, factor: float, chunk: int, context: int, batch: int, kv_tokens: int

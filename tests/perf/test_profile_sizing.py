@@ -1,7 +1,7 @@
 """What a latency model means for an instance of a tier."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multislo_perf.profile import load_profile, shipped_profiles
@@ -19,10 +19,8 @@ from multislo_perf.sizing import (
 LATENCIES = {name: load_profile(name).latency for name in shipped_profiles()}
 H200 = LATENCIES["llama-3.1-8b-h200-tp1"]
 THIRD = LATENCIES["llama-3.1-8b-h100-third-tp1"]
-UNHURRIED = settings(deadline=None)  # a busy machine may take its time over one example
 
 
-@UNHURRIED
 @given(st.sampled_from(sorted(LATENCIES)), st.floats(0.001, 1.0))
 def test_the_token_budget_is_the_largest_step_that_decodes_can_wait_for(name: str, tpot_s: float) -> None:
     latency = LATENCIES[name]

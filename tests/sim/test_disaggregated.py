@@ -116,7 +116,7 @@ def test_who_is_late_with_any_token_or_is_held_past_a_deadline_has_missed(mix: l
     assert broken.share < 0.99
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(NAMES), st.integers(5, 6), st.integers(1, 2), ASKS)
 def test_no_policy_does_more_than_the_bounds_on_any_small_scenario(
     policy: str, instances: int, prefill: int, asks: list

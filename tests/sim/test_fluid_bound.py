@@ -34,7 +34,7 @@ ASKS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([contender.name for contender in CONTENDERS]), st.integers(4, 5), ASKS)
 def test_no_policy_does_more_than_the_bound_on_any_small_scenario(policy: str, instances: int, asks: list) -> None:
     at_s = 0.0

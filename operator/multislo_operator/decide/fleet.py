@@ -4,7 +4,6 @@ Deployments) fill these in; plain values, in seconds and instances."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isfinite
 
 
 class InstanceState(StrEnum):
@@ -133,21 +132,26 @@ class FleetObserved:
             tier = seen.get(wanted.name)
             if tier is None:
                 return f"the router does not know tier {wanted.name}"
-            figures = (
-                tier.pending_oldest_s,
-                tier.pending_in_time_oldest_s,
-                tier.arrival_rate,
-                tier.work_rate,
-                tier.work_rate_trend,
-            )
-            if not all(map(isfinite, figures)) or tier.work_rate < 0.0:
-                return f"the router's figures for tier {wanted.name} are no numbers"
+            for figure in _TIER_FIGURES:
+                least = -FIGURE_MAX if figure in _SIGNED else 0.0
+                value = getattr(tier, figure)
+                if value is not None and not least <= value <= FIGURE_MAX:
+                    return f"the router's {figure} of tier {tier.name} is no number from {least:g} to {FIGURE_MAX:g}"
         for instance in self.instances:
-            if not all(map(isfinite, (instance.load, instance.load_now, instance.calibration))):
-                return f"the load of {instance.id} is no number"
+            for figure in ("load", "load_now", "calibration"):
+                if not abs(getattr(instance, figure)) <= FIGURE_MAX:
+                    return f"the router's {figure} of {instance.id} is no number up to {FIGURE_MAX:g}"
         return None
 
 
+_TIER_FIGURES = (
+    *("pending", "pending_oldest_s", "pending_in_time", "pending_in_time_oldest_s"),
+    *("arrival_rate", "work_rate", "work_rate_trend", "turned_away", "met", "missed", "attainment"),
+)
+_SIGNED = ("work_rate_trend", "turned_away", "missed")
+"""The counters are differences of the router's counters, which may be read a moment apart."""
+FIGURE_MAX = 1e15
+"""No fleet, rate or counter gets here. Sums and products of a few such figures are still finite."""
 DATA_AGE_MAX_S = 5.0
 """The router answers every second; five missing answers are no hiccup."""
 ROUTER_WARMUP_S = 10.0

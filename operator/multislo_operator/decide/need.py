@@ -102,9 +102,9 @@ def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]
         trend += now.work_rate_trend * weight
         arrivals += now.arrival_rate
         count, oldest_s = waiting(observed, now)
-        if now.arrival_rate > 0.0 and lingers(tier, oldest_s):
-            each_s = weight * now.work_rate / now.arrival_rate
-            backlog += count * each_s / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
+        if lingers(tier, oldest_s):
+            piled_up = weight * now.work_rate * count / max(spec.startup_s, BACKLOG_SPAN_MIN_S)
+            backlog += ratio(piled_up, now.arrival_rate, most=tier.instances_max)
         noise = fast / sqrt(arrivals * NOISE_WINDOW_S) if arrivals > 0.0 else 0.0
         work = fast if fast - slow > NOISE_DEAD * noise else slow
         backlog = min(backlog, EXTRA_MAX * work)
@@ -114,6 +114,13 @@ def needs(spec: FleetSpec, observed: FleetObserved, weights: Mapping[str, float]
         calm = _quota((1.0 + SHRINK_MARGIN) * slow + SHRINK_NOISES * noise + extra, noise, fill)
         answer.append(Need(tier.name, work, growth, backlog, noise, quota, calm))
     return tuple(answer)
+
+
+def ratio(part: float, whole: float, most: float) -> float:
+    """`part / whole`, at most `most`, of two numbers from 0 on. Never infinite, whatever is next to nothing; 0 of nothing is 0."""
+    if part < most * whole:
+        return part / whole
+    return most if part > 0.0 else 0.0
 
 
 def _work_slow(now: TierObserved) -> float:

@@ -24,7 +24,7 @@ def booked(instance: Instance) -> dict[int, tuple[int, int, bool]]:
     return {r.id: (r.tokens, r.tokens_met, r.lost) for r in instance.decodes.values()}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_an_iteration_in_one_event_books_what_its_tokens_book(small_fleet, steps: list) -> None:
     whole, single = small_fleet("tight"), small_fleet("tight")

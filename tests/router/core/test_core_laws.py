@@ -20,7 +20,6 @@ from multislo_router.core.request import Request, Stage
 from multislo_router.core.room import overloaded
 from multislo_router.core.tier import Tier
 
-FIXED = settings(deadline=None, database=None, derandomize=True)
 LIMITS = EngineLimits(kv_tokens_max=400_000)
 
 
@@ -34,7 +33,7 @@ def instance_of(name: str, load: float) -> Instance:
 LOADS = st.floats(0.0, 3.0)
 
 
-@settings(FIXED, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(["add", "move", "remove"]), st.integers(0, 9), LOADS), max_size=40), LOADS)
 def test_a_ladder_is_a_list_sorted_by_load(steps, load_max):
     ladder = Ladder()
@@ -67,7 +66,7 @@ def held_request(id: int, ttft_s: float) -> Request:
     return Request(id, Tier(TierConfig("chat", ttft_s, 0.05), 0, LAW, 100_000), 0.0, ttft_s, 0.05, 100, None, True)
 
 
-@settings(FIXED, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.sampled_from(["stays", "leaves", "lost", "lost too"])), max_size=30),
     st.integers(1, 8),
@@ -100,7 +99,7 @@ def test_held_requests_come_in_deadline_order_and_the_lost_ones_behind(asks, mos
     assert pending.last_call_at() is None
 
 
-@settings(FIXED, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.integers(1, 200), min_size=1, max_size=6, unique=True),
     st.one_of(st.none(), st.integers(1, 300)),
@@ -135,7 +134,7 @@ STOCK = st.sampled_from([e.Scheduler.FCFS, e.Scheduler.PRIORITY])
 BATCH_TOKENS = st.sampled_from([256, 512, 1024, 2048])
 
 
-@settings(FIXED, max_examples=300)
+@settings(max_examples=300)
 @given(STOCK, st.sampled_from(list(Placement)), BATCH_TOKENS, st.integers(1, 100_000))
 def test_on_an_idle_instance_the_predicted_first_token_is_the_engines(
     scheduler, placement, batch_tokens, prompt_tokens
@@ -150,7 +149,7 @@ def test_on_an_idle_instance_the_predicted_first_token_is_the_engines(
     assert made.ttft_predicted_s == pytest.approx(token.at - 5.0, rel=0.01)
 
 
-@settings(FIXED, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from(list(Placement)),
     BATCH_TOKENS,

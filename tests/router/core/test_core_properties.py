@@ -5,7 +5,7 @@ from math import inf, isfinite
 
 import pytest
 from h200_law import LAW
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multislo_router.core import decisions as d
@@ -16,13 +16,6 @@ from multislo_router.core.machine import ATTEMPTS_MAX, RouterCore
 
 SEQUENCES = 1_700
 """Lives per placement and scheduler; over the six pairs more than 10,000."""
-FIXED = settings(
-    deadline=None,
-    database=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
 TPOTS = {"tight": 0.02, "middle": 0.05, "loose": 0.1}
 BATCHES = {"tight": 512, "middle": 1024, "loose": 2048}
 TTFTS = {"tight": 0.15, "middle": 0.3, "loose": 1.0}
@@ -369,10 +362,11 @@ def live(config: CoreConfig, told: bytes) -> Life:
     return life
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("scheduler", list(e.Scheduler))
 @pytest.mark.parametrize("placement", list(Placement))
 def test_whatever_happens_every_invariant_holds_and_nothing_is_left_behind(placement, scheduler):
-    @settings(FIXED, max_examples=SEQUENCES)
+    @settings(max_examples=SEQUENCES)
     @given(st.integers(0, 63), st.binary(min_size=2 + 4 * 20, max_size=2 + 4 * 45))
     def lives(shape: int, told: bytes) -> None:
         live(config_of(placement, scheduler, shape), told).finish()
@@ -380,9 +374,10 @@ def test_whatever_happens_every_invariant_holds_and_nothing_is_left_behind(place
     lives()
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("placement", list(Placement))
 def test_an_idle_instance_more_never_turns_a_placement_into_a_refusal(placement):
-    @settings(FIXED, max_examples=300)
+    @settings(max_examples=300)
     @given(
         st.integers(0, 63),
         st.sampled_from(list(e.Scheduler)),

@@ -10,13 +10,7 @@ from multislo_router.core import events as e
 from multislo_router.core.config import Overload, Placement
 
 SLO_AWARE = e.Scheduler.SLO_AWARE
-FIXED = settings(
-    deadline=None,
-    database=None,
-    derandomize=True,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it is a class
-)
+SOME = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])  # the fixture is a class
 
 
 def served(small_fleet, overload: Overload, prompts: list[int], *homes: str):
@@ -57,7 +51,7 @@ def test_a_long_prompt_that_waits_gets_the_instance_that_has_done_its_work(small
     assert [(decision.request, decision.instance) for decision in made] == [(held.request, "a")]
 
 
-@FIXED
+@SOME
 @given(st.lists(st.integers(1, 4_000), min_size=1, max_size=12), st.integers(1, 40_000))
 def test_an_idle_instance_takes_whomever_it_can_serve_in_time_whatever_came_before(small_fleet, before, prompt_tokens):
     made = {
@@ -71,7 +65,7 @@ def test_an_idle_instance_takes_whomever_it_can_serve_in_time_whatever_came_befo
     assert isinstance(made[Overload.REJECT], d.Place) == in_time
 
 
-@FIXED
+@SOME
 @given(st.lists(st.integers(1, 100_000), min_size=1, max_size=40), st.integers(1, 100_000), st.integers(1, 100_000))
 def test_the_longer_the_prompt_the_larger_the_share_that_it_leaves(small_fleet, before, one, other):
     shares = {}

@@ -4,7 +4,7 @@ goes from the iteration under way to the end of the row."""
 from math import inf
 
 from h200_law import LAW
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multislo_router.core import events as e
@@ -149,14 +149,7 @@ def owe(dues: list[float], request: Request) -> None:
         dues[request.tier.index] = min(dues[request.tier.index], request.due + request.tpot_s)
 
 
-@settings(
-    max_examples=250,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=250)
 @given(
     scheduler=st.sampled_from([e.Scheduler.FCFS, e.Scheduler.FCFS, e.Scheduler.PRIORITY]),
     batch_tokens=st.sampled_from([20, 256, 512, 2048]),

@@ -233,7 +233,7 @@ def test_msgspec_still_says_what_was_expected_in_the_words_that_are_relayed() ->
 # -- over real sockets -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PLACES, PLACES, st.booleans())
 def test_a_request_and_its_answer_survive_any_cut(
     make_kit: Any, asked: list[int], answered: list[int], stream: bool
