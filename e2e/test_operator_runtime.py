@@ -347,3 +347,37 @@ async def repeatedly(act: Callable[[int], Any], every_s: float) -> AsyncIterator
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+# -- what is large -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_object_of_megabytes_that_keeps_changing_costs_the_operator_nothing(runtime: Runtime) -> None:
+    """JSON makes six bytes of each of its characters, so that one event of the watch is a line of nine megabytes."""
+    operator = runtime.operator()
+    runtime.scene.apply(manifest())
+    await settled(runtime, operator)
+
+    labels = {"app.kubernetes.io/managed-by": "multislo-operator", "app.kubernetes.io/instance": "fleet"}
+    container = {"name": "c", "image": "none", "env": [{"name": "TEXT", "value": "<" * 1_200_000}]}
+    large = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "large", "labels": labels, "annotations": {"theirs": "<" * 250_000}},
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}},
+        },
+    }
+    path = f"/apis/apps/v1/namespaces/{runtime.scene.namespace}/deployments"
+    await runtime.scene.api.create(path, large)
+    for number in range(5):
+        await runtime.scene.api.patch(f"{path}/large", {"metadata": {"annotations": {"number": str(number)}}})
+
+    runtime.scene.apply(manifest(instances_min=2))
+    await settled(runtime, operator, instances=2)
+    operator.must_live()
+    failed = {name for name in await runtime.metrics(operator) if "watch_failures_total{" in name}
+    assert not failed
+    assert "Traceback" not in operator.text()

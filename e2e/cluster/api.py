@@ -12,6 +12,8 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client, config
 
+from multislo_operator.kubernetes.wire import events
+
 Object = dict[str, Any]
 STRATEGIC, MERGE, APPLY = (
     "application/strategic-merge-patch+json", "application/merge-patch+json", "application/apply-patch+yaml",
@@ -138,13 +140,12 @@ class Api:
                 "timeoutSeconds": WATCH_S,
             }
             async with await self._open("GET", path, None, "application/json", asked, WATCH_S + 30) as response:
-                async for line in response.content:
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":  # Mostly 410: too long ago.
+                async for type, item in events(response.content):
+                    if type == "ERROR":  # Mostly 410: too long ago.
                         return
-                    version = event["object"]["metadata"]["resourceVersion"]
-                    if event["type"] != "BOOKMARK":
-                        yield event["type"], event["object"]
+                    version = item["metadata"]["resourceVersion"]
+                    if type != "BOOKMARK":
+                        yield type, item
 
     async def _open(
         self, method: str, path: str, body: Any, kind: str, query: dict[str, object], timeout_s: float

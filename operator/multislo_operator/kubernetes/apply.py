@@ -30,7 +30,6 @@ from multislo_operator.kubernetes.client import (
     Api,
     ApiError,
     Conflict,
-    Json,
     Kind,
     NotFound,
     Refused,
@@ -38,6 +37,7 @@ from multislo_operator.kubernetes.client import (
 from multislo_operator.kubernetes.fleet_metrics import Outcome
 from multislo_operator.kubernetes.names import SERVING, START_GATE, Key
 from multislo_operator.kubernetes.owners import other_owner
+from multislo_operator.kubernetes.wire import Json
 from multislo_operator.kubernetes.workloads import replicas_owner
 
 LOG = logging.getLogger(__name__)
@@ -196,8 +196,7 @@ class Applier:
             return
         if was_held:
             LOG.info("%s: %s is applied again", self._key, what)
-        child.applied(change.object, live, now)
-        self._cache.put(kind, live)
+        child.applied(change.object, self._cache.put(kind, live), now)
 
     async def _is_taken(self, wanted: Object, what: str, now: float) -> bool:
         """Asked where none that was applied by us is known to be there: what is somebody else's is left alone."""
@@ -288,7 +287,6 @@ class Applier:
             if error.status == 422 and "uid" in error.message:  # Another pod of that name.
                 raise Conflict(error.status, error.reason, error.message) from None
             raise
-        pod["metadata"].pop("managedFields", None)
         self._cache.put(POD, pod)
 
     async def _delete_pod(self, change: DeletePod) -> None:

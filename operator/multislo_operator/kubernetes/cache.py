@@ -14,6 +14,7 @@ from multislo_operator.kubernetes.changes import Object
 from multislo_operator.kubernetes.client import Kind
 from multislo_operator.kubernetes.names import GROUP, INSTANCE, KIND, PLURAL, VERSION, Key
 from multislo_operator.kubernetes.seen import Seen
+from multislo_operator.kubernetes.slim import slim
 
 RESOURCE = Kind(f"{GROUP}/{VERSION}", KIND)
 DEPLOYMENT = Kind("apps/v1", "Deployment")
@@ -61,15 +62,17 @@ class Cache:
     def child(self, key: Key, kind: Kind, name: str) -> Object | None:
         return (self.children.get(key) or {}).get(kind, {}).get(name)
 
-    def put(self, kind: Kind, object: Object) -> None:
-        """A new or changed object."""
+    def put(self, kind: Kind, object: Object) -> Object:
+        """A new or changed object; as it is kept."""
+        object = slim(kind, object)
         named, key, name = self._place(kind, object)
         if named is None or key is None:
-            return
+            return object
         known = named.get(name)
         if known is None or not _older(object, known):
-            named[name] = _dated(object, known) if kind == DEPLOYMENT else object
+            named[name] = object = _dated(object, known) if kind == DEPLOYMENT else object
             self.wake(key)
+        return object
 
     def drop(self, kind: Kind, object: Object) -> None:
         """A deleted object. One of the same name that came after it stays."""

@@ -7,7 +7,9 @@
     │   ├── Conflict     409: the object has moved on since it was seen
     │   │   └── AlreadyExists
     │   └── Gone         410: a watch or a page is too old, list again
-    └── Unreachable      network, timeout, 429, 5xx: nobody's fault, the same again may work
+    ├── Unreachable      network, timeout, 429, 5xx: nobody's fault, the same again may work
+    └── Garbled          an answer that cannot be understood
+        └── Oversized    or that is larger than `wire` reads
 
 Who we are (kubeconfig with exec plug-ins, or the pod's token, read again as it rotates), TLS and proxies are the work of the
 `kubernetes` package; its generated classes for every kind are not used, since they lose fields that they do not know.
@@ -15,6 +17,7 @@ Who we are (kubeconfig with exec plug-ins, or the pod's token, read again as it 
 
 import asyncio
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,8 +31,11 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
+from multislo_operator.kubernetes import wire
 from multislo_operator.kubernetes.names import FIELD_MANAGER
+from multislo_operator.kubernetes.wire import Json
 
+LOG = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 CALLS_AT_ONCE = 16
@@ -44,8 +50,6 @@ _JSON = "application/json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 _IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-
-Json = dict[str, Any]
 
 
 class ApiError(Exception):
@@ -75,6 +79,14 @@ class Gone(Refused):
 
 
 class Unreachable(ApiError):
+    pass
+
+
+class Garbled(ApiError):
+    pass
+
+
+class Oversized(Garbled):
     pass
 
 
@@ -151,22 +163,40 @@ class Api:
     async def list(
         self, kind: Kind, namespace: str | None, labels: str = "", metadata_only: bool = False
     ) -> tuple[list[Json], str]:
-        """All of them, page by page, and the version of the list, from which a watch goes on."""
+        """All of them, page by page, and the version of the list, from which a watch goes on. One that is too large to be read is left
+        out, with a warning."""
         found: list[Json] = []
-        query = {"limit": str(PAGE), **({"labelSelector": labels} if labels else {})}
+        limit = PAGE
+        query = {"labelSelector": labels} if labels else {}
         while True:
-            path = f"{kind.path(namespace)}?{urlencode(query)}"
-            page = await self._call("list", "GET", kind, path, accept=_METADATA_LIST if metadata_only else _JSON)
-            found += page.get("items") or []
+            path = f"{kind.path(namespace)}?{urlencode({**query, 'limit': limit})}"
+            try:
+                page = await self._page(kind, path, metadata_only)
+                found += page.get("items") or []
+            except Oversized:
+                if limit > 1:
+                    limit = max(1, limit // 8)
+                    continue
+                if metadata_only:
+                    raise
+                page = await self._page(kind, path, metadata_only=True)
+                for item in page.get("items") or []:
+                    LOG.warning("a %s is too large to be read, and is left out: %s", kind.name, _place(item))
             metadata = page["metadata"]
             if not metadata.get("continue"):
                 return found, metadata["resourceVersion"]
             query["continue"] = metadata["continue"]
 
+    async def _page(self, kind: Kind, path: str, metadata_only: bool) -> Json:
+        page = await self._call("list", "GET", kind, path, accept=_METADATA_LIST if metadata_only else _JSON)
+        if not isinstance((page.get("metadata") or {}).get("resourceVersion"), str):
+            raise Garbled(f"list {kind.plural}: a list without a resourceVersion")
+        return page
+
     async def watch(
         self, kind: Kind, namespace: str | None, since: str, for_s: int, labels: str = "", metadata_only: bool = False
     ) -> AsyncIterator[tuple[str, Json]]:
-        """(type, object) as they come, bookmarks too, until the server ends it or it falls silent. Raises Gone, Unreachable, Refused."""
+        """(type, object) as they come, bookmarks too, until the server ends it or it falls silent. Raises ApiError."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -181,16 +211,15 @@ class Api:
             response = await self._send("GET", path, None, _JSON, timeout, _METADATA if metadata_only else _JSON)
             try:
                 if response.status != 200:
-                    raise _failure(response.status, await response.read())
-                async for line in response.content:
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        raise _failure(event["object"].get("code", 500), json.dumps(event["object"]).encode())
-                    yield event["type"], event["object"]
+                    raise _failure(response.status, await wire.document(response.content))
+                async for type, object in wire.events(response.content):
+                    if type == "ERROR":
+                        raise _failure_told(object)
+                    yield type, object
             finally:
                 response.close()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unreachable(f"watch {kind.plural}: {_words(error)}") from None
+            raise _of(error, f"watch {kind.plural}") from None
 
     async def create(self, object: Mapping[str, Any]) -> Json:
         kind = Kind.of(object)
@@ -233,12 +262,14 @@ class Api:
             async with self._slots:
                 response = await self._send(method, path, body, style, timeout, accept)
                 try:
-                    answer = await response.read()
-                finally:
-                    response.release()
+                    answer = await wire.document(response.content)
+                except BaseException:
+                    response.close()  # What is left of it is not waited for.
+                    raise
+                response.release()
             if not 200 <= response.status < 300:
                 raise _failure(response.status, answer)
-            document: Json = json.loads(answer)
+            document = wire.parsed(answer)
             if verb not in Calls.READS:
                 self.wrote(verb, kind.name)
             return document
@@ -246,8 +277,9 @@ class Api:
             self.calls.failed[verb, type(error).__name__] += 1
             raise
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            self.calls.failed[verb, Unreachable.__name__] += 1
-            raise Unreachable(f"{verb} {kind.plural}: {_words(error)}") from None
+            failure = _of(error, f"{verb} {kind.plural}")
+            self.calls.failed[verb, type(failure).__name__] += 1
+            raise failure from None
 
     async def _send(
         self, method: str, path: str, body: Json | None, style: str, limits: aiohttp.ClientTimeout, accept: str
@@ -300,15 +332,37 @@ def _managed(path: str) -> str:
 
 def _failure(status: int, body: bytes) -> ApiError:
     try:
-        document = json.loads(body)
+        document = wire.parsed(body)
         reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
-    except (ValueError, AttributeError):  # Something in front of the API server answered.
+    except ValueError:  # Something in front of the API server answered.
         reason, message = "", body[:300].decode(errors="replace")
     if status == 429 or status >= 500:
         return Unreachable(f"the API server answers {status} {reason}: {message}")
     if status == 409 and reason == "AlreadyExists":
         return AlreadyExists(status, reason, message)
     return {404: NotFound, 409: Conflict, 410: Gone}.get(status, Refused)(status, reason, message)
+
+
+def _failure_told(status: Json) -> ApiError:
+    """The Status in an ERROR event of a watch."""
+    code = status.get("code")
+    if not isinstance(code, int):
+        code = 410 if status.get("reason") in ("Expired", "Gone") else 500
+    return _failure(code, json.dumps(status).encode())
+
+
+def _of(error: Exception, what: str) -> ApiError:
+    """The class of what went wrong below HTTP, or with its body."""
+    words = f"{what}: {_words(error)}"
+    if isinstance(error, wire.TooLarge):
+        return Oversized(words)
+    known = isinstance(error, (aiohttp.ClientError, OSError))  # Some of them are ValueErrors too.
+    return Garbled(words) if isinstance(error, ValueError) and not known else Unreachable(words)
+
+
+def _place(object: Json) -> str:
+    metadata = object.get("metadata") or {}
+    return f"{metadata.get('namespace')}/{metadata.get('name')}"
 
 
 def _words(error: Exception) -> str:

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from multislo_operator.kubernetes.client import Api, ApiError, Conflict, Json, Kind, NotFound
+from multislo_operator.kubernetes.client import Api, ApiError, Conflict, Kind, NotFound
 from multislo_operator.kubernetes.names import LEASE
+from multislo_operator.kubernetes.wire import Json
 
 LOG = logging.getLogger(__name__)
 KIND = Kind("coordination.k8s.io/v1", "Lease")
@@ -104,10 +105,11 @@ class Election:
                     async with asyncio.timeout(CALL_S):
                         await self._try()
                     trouble = None
-                except (ApiError, TimeoutError) as error:
-                    words = str(error) or "no answer in time"
+                except Exception as error:  # Such as a Lease that somebody has written by hand.
+                    words = str(error) or type(error).__name__
                     if words != trouble:
-                        LOG.warning("Lease %s/%s: %s", self._namespace, LEASE, words)
+                        unexpected = not isinstance(error, ApiError | TimeoutError)
+                        LOG.warning("Lease %s/%s: %s", self._namespace, LEASE, words, exc_info=unexpected)
                         trouble = words
                     self._lease = None
                 if self.leading() is not was:

@@ -30,6 +30,10 @@ _API_WRITES = (
     "multislo_operator_api_writes_total",
     "Writes that the API server took, by verb (create, apply, patch, scale, delete) and kind. None where nothing changes.",
 )
+_WATCHES = (
+    "multislo_operator_watch_failures_total",
+    "Watches that failed and began anew, by the kind's plural and the class of the error: Unreachable, Refused, Gone, Garbled, Oversized.",
+)
 _RECONCILE = ("multislo_operator_reconcile_seconds", "Time of one reconcile, with its writes.")
 _REACTION = (
     "multislo_operator_scale_up_reaction_seconds",
@@ -45,10 +49,11 @@ class OperatorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._fleets: dict[Key, FleetFigures] = {}
         self._writes: dict[tuple[str, str], int] = {}
+        self._watches: dict[tuple[str, str], int] = {}
         self._leader = Gauge(*_LEADER, registry=registry)
         self._reconcile = Histogram(*_RECONCILE, buckets=RECONCILE_EDGES, registry=registry)
         self._reaction = Histogram(*_REACTION, buckets=REACTION_EDGES, registry=registry)
-        registry.register(_Fleets(self._fleets, self._writes))
+        registry.register(_Fleets(self._fleets, self._writes, self._watches))
 
     def observe_plan(
         self,
@@ -101,6 +106,10 @@ class OperatorMetrics:
         """A write that the API server took; `verb` as in RBAC, and `apply` or `scale` where it is that."""
         self._writes[verb, kind] = self._writes.get((verb, kind), 0) + 1
 
+    def watch_failed(self, kind: str, cause: str) -> None:
+        """A watch has to begin anew."""
+        self._watches[kind, cause] = self._watches.get((kind, cause), 0) + 1
+
     def leading(self, is_leader: bool) -> None:
         """A replica that does not lead (any more) says nothing of the resources: the leader does."""
         self._leader.set(float(is_leader))
@@ -115,9 +124,14 @@ class OperatorMetrics:
 class _Fleets(Collector):
     """Renders the resources for prometheus_client."""
 
-    def __init__(self, fleets: dict[Key, FleetFigures], writes: dict[tuple[str, str], int]) -> None:
+    def __init__(
+        self,
+        fleets: dict[Key, FleetFigures],
+        writes: dict[tuple[str, str], int],
+        watches: dict[tuple[str, str], int],
+    ) -> None:
         self._fleets = fleets
-        self._writes = writes
+        self._counters = ((_API_WRITES, ("verb", "kind"), writes), (_WATCHES, ("kind", "cause"), watches))
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -136,10 +150,11 @@ class _Fleets(Collector):
                     named = dict(zip(labels, (key.namespace, key.name, *values), strict=True))
                     family.add_sample(metric.name, named, value)
             yield family
-        writes = CounterMetricFamily(*_API_WRITES, labels=("verb", "kind"))
-        for (verb, kind), count in tuple(self._writes.items()):
-            writes.add_metric((verb, kind), count)
-        yield writes
+        for told, counted, counts in self._counters:
+            counter = CounterMetricFamily(*told, labels=counted)
+            for row, count in tuple(counts.items()):
+                counter.add_metric(row, count)
+            yield counter
         yield GaugeMetricFamily(*_FLEETS, value=len(fleets))
 
 
@@ -152,6 +167,7 @@ def table() -> str:
         (_REACTION[0], "histogram", "seconds", (), _REACTION[1]),
         (_RECONCILE[0], "histogram", "seconds", (), _RECONCILE[1]),
         (_API_WRITES[0], "counter", "writes", ("verb", "kind"), _API_WRITES[1]),
+        (_WATCHES[0], "counter", "failures", ("kind", "cause"), _WATCHES[1]),
         (_FLEETS[0], "gauge", "resources", (), _FLEETS[1]),
         (_LEADER[0], "gauge", "-", (), _LEADER[1]),
     ]

@@ -16,6 +16,7 @@ import aiohttp
 
 from multislo_operator.kubernetes.apply import Applier, Carried, NotLeading
 from multislo_operator.kubernetes.cache import RESOURCE, Cache
+from multislo_operator.kubernetes.changes import Note, Object
 from multislo_operator.kubernetes.client import Api, ApiError, NotFound
 from multislo_operator.kubernetes.events import Events
 from multislo_operator.kubernetes.fleet_metrics import Outcome as Ended
@@ -200,7 +201,7 @@ class Reconciler:
                     return
                 except Exception:
                     failures += 1
-                    await self._crashed(key, failures)
+                    await self._crashed(object, key, failures)
                     continue
                 await _within(wake, began + wait_s * random.uniform(0.95, 1.0) - shared.clock())
                 await asyncio.sleep(max(0.0, began + ROUND_MIN_S - shared.clock()))
@@ -225,11 +226,14 @@ class Reconciler:
             Applier(shared.api, shared.cache, key, shared.leading),
         )
 
-    async def _crashed(self, key: Key, failures: int) -> None:
+    async def _crashed(self, object: Object, key: Key, failures: int) -> None:
         """A fault of ours: told the first time, and each time that the patience grows."""
         wait_s = min(CRASH_BACK_OFF_S[0] * 2 ** (failures - 1), CRASH_BACK_OFF_S[1])
         if wait_s < CRASH_BACK_OFF_S[1] or failures % 60 == 0:
             LOG.exception("%s: the reconcile has failed %d times in a row, next in %g s", key, failures, wait_s)
+        if failures == 1:
+            words = "the operator has met a fault of its own with this resource, and leaves it as it is; its log has the trace"
+            await self._shared.events.tell(key, object, Note("OperatorFault", words, warning=True))
         self._shared.metrics.reconciled(key, Ended.FAILED, 0.0)
         await asyncio.sleep(wait_s)
 

@@ -69,7 +69,7 @@ class Operator:
         PlatformCollector(registry=self._registry)
         api.wrote = self._metrics.wrote
         self._cache = Cache()
-        self._watches = Watches(api, self._cache, settings.namespaces)
+        self._watches = Watches(api, self._cache, settings.namespaces, self._metrics.watch_failed)
         self._operator_settings = OperatorSettings(
             key=settings.key,
             image=settings.image,

@@ -1,5 +1,5 @@
 """Keeps the cache in step with the API server: a list, then a watch from its version on, for each kind and namespace. Started by `run`, on
-the leader and on its stand-in alike.
+the leader and on its stand-in alike. Whatever goes wrong in one watch stays in it: it is counted, and begins anew.
 
 Why not kopf's event handlers: after a watch has expired (410, which every restart of the API server brings) kopf lists again and hands out
 what is there, without a word about what has vanished meanwhile, so a cache that it fills keeps the dead for ever; an error inside a watch
@@ -26,8 +26,9 @@ from multislo_operator.kubernetes.cache import (
     profile_text,
 )
 from multislo_operator.kubernetes.changes import Object
-from multislo_operator.kubernetes.client import Api, ApiError, Gone, Json, Kind, NotFound, Refused
+from multislo_operator.kubernetes.client import Api, ApiError, Garbled, Gone, Kind, NotFound, Refused
 from multislo_operator.kubernetes.names import FIELD_MANAGER, MANAGED_BY
+from multislo_operator.kubernetes.wire import Json
 
 LOG = logging.getLogger(__name__)
 OURS = f"{MANAGED_BY}={FIELD_MANAGER}"
@@ -41,6 +42,8 @@ WATCH_FOR_S = (240, 480)
 BACK_OFF_S = (0.2, 10.0)
 REFUSED_BACK_OFF_S = 60.0
 PROFILES_S = 10.0
+NEEDED = ("name", "namespace", "uid", "resourceVersion")
+"""Of an object's metadata."""
 STUCK_S = 180.0
 """A watch that has done nothing for so long, not even failed, is stuck; each has a sign of life within 100 s."""
 
@@ -80,47 +83,64 @@ class Watch:
     listed: Callable[[str | None, list[Object]], None] = lambda namespace, objects: None
     changed: Callable[[Object], None] = lambda object: None
     """Told of a new list, and of each object that came, changed or went after it."""
+    failed: Callable[[str, str], None] = lambda kind, cause: None
+    """Told each time that a watch has to begin anew, and by which class of error."""
     synced: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str | None = None
     lists: int = 0
     alive_at: float = field(default_factory=time.monotonic)
+    _version: str | None = None
+    """What has been seen; None: it has to be listed."""
+    _failures: int = 0
+    """Since something was last heard."""
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        version: str | None = None
-        failures = 0
         while True:
             self.alive_at = time.monotonic()
             try:
-                if version is None:
-                    version = await self._list()
-                async for type, object in self.api.watch(
-                    self.what.kind,
-                    self.namespace,
-                    version,
-                    random.randint(*WATCH_FOR_S),
-                    self.what.labels,
-                    self.what.metadata_only,
-                ):
-                    self.alive_at = time.monotonic()
-                    failures = 0
-                    self._well()
-                    self._take(type, object)
-                    version = object["metadata"]["resourceVersion"]
-                failures = 0
-            except Gone:
-                version = None
+                await self._follow()
+            except Gone as error:
+                # Too old, which is nobody's fault; but a server that says so again and again is not asked at once.
+                self._version = None
+                self._failures += 1
+                if self._failures > 1:
+                    await self._failed(error)
             except ApiError as error:
-                failures += 1
-                await self._failed(error, failures)
-                if isinstance(error, Refused):
-                    version = None
+                self._failures += 1
+                if isinstance(error, Refused | Garbled):
+                    self._version = None
+                await self._failed(error)
+            except Exception as error:
+                LOG.exception("the watch of %s met what it does not expect", self.what.kind.plural)
+                self._version = None
+                self._failures += 1
+                await self._failed(error)
+
+    async def _follow(self) -> None:
+        """A list where one is due, and a watch until it ends."""
+        what = self.what
+        if self._version is None:
+            self._version = await self._list()
+        for_s = random.randint(*WATCH_FOR_S)
+        async for type, object in self.api.watch(
+            what.kind, self.namespace, self._version, for_s, what.labels, what.metadata_only
+        ):
+            self.alive_at = time.monotonic()
+            self._failures = 0
+            self._well()
+            version = (object.get("metadata") or {}).get("resourceVersion")
+            if not isinstance(version, str):
+                raise Garbled(f"watch {what.kind.plural}: an event without a resourceVersion")
+            self._take(type, object)
+            self._version = version
+        self._failures = 0
 
     async def _list(self) -> str:
         what = self.what
         objects, version = await self.api.list(what.kind, self.namespace, what.labels, what.metadata_only)
         self.lists += 1
-        listed: list[Object] = [self._slim(object) for object in objects]
+        listed = [self._named(object) for object in objects if self._is_whole(object)]
         self.cache.replace(what.kind, self.namespace, listed)
         self.cache.watched.add((what.kind, self.namespace))
         self.listed(self.namespace, listed)
@@ -129,35 +149,41 @@ class Watch:
         return version
 
     def _take(self, type: str, object: Json) -> None:
+        if type not in ("ADDED", "MODIFIED", "DELETED") or not self._is_whole(object):
+            return
         if type == "DELETED":
             self.cache.drop(self.what.kind, object)
-        elif type in ("ADDED", "MODIFIED"):
-            self.cache.put(self.what.kind, self._slim(object))
-        if type != "BOOKMARK":
-            self.changed(object)
+        else:
+            self.cache.put(self.what.kind, self._named(object))
+        self.changed(object)
 
-    def _slim(self, object: Json) -> Json:
-        """Without what nobody reads and what is half of a pod's size. Lists leave out the kind, which everybody reads."""
-        if self.what.kind in (POD, REPLICA_SET):
-            object["metadata"].pop("managedFields", None)
-        if not self.what.metadata_only:
-            object.setdefault("apiVersion", self.what.kind.api_version)
-            object.setdefault("kind", self.what.kind.name)
-        return object
+    def _is_whole(self, object: Json) -> bool:
+        """What everything rests on is there. No API server leaves it out; what stands in front of one may."""
+        metadata = object.get("metadata") if isinstance(object, dict) else None
+        if isinstance(metadata, dict) and all(isinstance(metadata.get(key), str) for key in NEEDED):
+            return True
+        LOG.warning("a %s without %s is left out: %.200s", self.what.kind.name, ", ".join(NEEDED), object)
+        return False
+
+    def _named(self, object: Json) -> Object:
+        """Lists leave out the kind, which everybody reads."""
+        kind = self.what.kind
+        return object if self.what.metadata_only else {"apiVersion": kind.api_version, "kind": kind.name, **object}
 
     def _well(self) -> None:
         if self.trouble is not None:
             LOG.info("the watch of %s goes on", self.what.kind.plural)
             self.trouble = None
 
-    async def _failed(self, error: ApiError, failures: int) -> None:
-        words = str(error)
+    async def _failed(self, error: Exception) -> None:
+        words = str(error) or type(error).__name__
+        self.failed(self.what.kind.plural, type(error).__name__)
         if words != self.trouble:
             LOG.warning("the watch of %s has failed and is tried again: %s", self.what.kind.plural, words)
             self.trouble = words
-        wait_s = min(BACK_OFF_S[0] * 2 ** (failures - 1), BACK_OFF_S[1])
+        wait_s = min(BACK_OFF_S[0] * 2 ** min(self._failures - 1, 16), BACK_OFF_S[1])
         if isinstance(error, Refused):
-            wait_s = min(2.0**failures, REFUSED_BACK_OFF_S)
+            wait_s = min(2.0 ** min(self._failures, 16), REFUSED_BACK_OFF_S)
             if not self.what.essential:
                 self.synced.set()
         await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
@@ -166,10 +192,16 @@ class Watch:
 class Watches:
     """All of them, for the given namespaces (none: the whole cluster)."""
 
-    def __init__(self, api: Api, cache: Cache, namespaces: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        api: Api,
+        cache: Cache,
+        namespaces: Sequence[str] = (),
+        failed: Callable[[str, str], None] = lambda kind, cause: None,
+    ) -> None:
         self._profiles = Profiles(api, cache)
         self._watches = [
-            Watch(api, cache, what, namespace, *self._profiles.hears(what.kind))
+            Watch(api, cache, what, namespace, *self._profiles.hears(what.kind), failed)
             for what in WATCHED
             for namespace in (namespaces or (None,))
         ]
@@ -245,12 +277,14 @@ class Profiles:
             try:
                 await self._read(place)
                 failures = 0
-            except ApiError as error:
+            except Exception as error:
+                if not isinstance(error, ApiError):
+                    LOG.exception("ConfigMap %s/%s", *place)
                 if failures == 0:
                     LOG.warning("ConfigMap %s/%s cannot be read: %s", *place, error)
                 failures += 1
                 self.read.put_nowait(place)
-                await asyncio.sleep(min(BACK_OFF_S[0] * 2**failures, BACK_OFF_S[1]))
+                await asyncio.sleep(min(BACK_OFF_S[0] * 2 ** min(failures, 16), BACK_OFF_S[1]))
             finally:
                 self.read.task_done()
 

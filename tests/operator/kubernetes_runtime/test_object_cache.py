@@ -132,3 +132,25 @@ def test_an_edit_without_a_time_keeps_the_one_at_which_its_count_was_first_seen(
     assert time_of(cache) == "2020-01-01T00:00:00Z"
     cache.put(DEPLOYMENT, deployment(3, 4))
     assert time_of(cache) > "2026"
+
+
+def test_what_nobody_reads_of_an_object_is_not_kept() -> None:
+    cache = Cache()
+    cache.put(RESOURCE, resource())
+    theirs = {"kubectl.kubernetes.io/last-applied-configuration": "x" * 100_000, "multislo.dev/scaling": "External"}
+    container = {"name": "engine", "ports": [{"containerPort": 8000}], "env": [{"name": "A", "value": "x" * 100_000}]}
+    pod = thing("p", 2, spec={"nodeName": "n", "containers": [container], "volumes": [{}]}, status={"phase": "Running"})
+    pod["metadata"] |= {"annotations": theirs, "managedFields": [{"manager": "x", "fieldsV1": {"f:spec": {}}}]}
+    kept = cache.put(POD, pod)
+    assert kept["metadata"]["annotations"] == {"multislo.dev/scaling": "External"}
+    assert "managedFields" not in kept["metadata"]
+    assert kept["spec"] == {"nodeName": "n", "containers": [{"name": "engine", "ports": [{"containerPort": 8000}]}]}
+    assert kept["status"] == {"phase": "Running"}
+
+    written = {"manager": "hpa", "operation": "Update", "time": "2026-01-01T00:00:00Z"}
+    fields = {"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {}}}}
+    config = thing("c", 3)
+    config["metadata"] |= {"annotations": theirs, "managedFields": [{**written, "fieldsV1": fields}]}
+    metadata = cache.put(CONFIG_MAP, config)["metadata"]
+    assert metadata["annotations"] == {"multislo.dev/scaling": "External"}
+    assert metadata["managedFields"] == [{**written, "fieldsV1": {"f:spec": {"f:replicas": {}}}}]
