@@ -9,6 +9,10 @@ from typing import Any
 RESERVED_TIERS = ("router", "warm")
 """Tier names that would collide with what the operator itself makes: NAME-router and NAME-warm."""
 
+MODELS_PATH = "/v1/models"
+ROUTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", MODELS_PATH, "/health")
+"""What the router schedules or answers itself."""
+
 DURATION = "^([0-9]{1,5}([.][0-9]{1,3})?(h|m|s|ms)){1,4}$"
 """A subset of Go's `time.ParseDuration` without a sign and without units that no SLO needs, so that `multislo_api.duration` and an API
 server's `duration()` agree on every text that it lets through."""
@@ -149,6 +153,14 @@ RULES: dict[str, list[dict[str, Any]]] = {
         _rule(
             "[has(self.secret), has(self.file), has(self.env)].exists_one(given, given)",
             "must be exactly one of {secret: NAME}, {file: PATH} and {env: NAME}",
+        )
+    ],
+    "spec.router.paths[].path": [
+        _rule(
+            f"!(self in {list(ROUTED_PATHS)} || self.startsWith('{MODELS_PATH}/'))",
+            f'"%s" is answered by the router itself; must be another path than {", ".join(ROUTED_PATHS)}',
+            "self",
+            fallback=f"must be another path than {', '.join(ROUTED_PATHS)}",
         )
     ],
 }

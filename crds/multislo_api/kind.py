@@ -5,11 +5,12 @@ Every field's description ends with its unit where it has one and its default wh
 words that a problem uses.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from multislo_api.duration import Duration
+from multislo_api.router import Router
 from multislo_api.scalars import (
     Argument,
     Count,
@@ -21,7 +22,7 @@ from multislo_api.scalars import (
     Namespace,
     ObjectName,
     Part,
-    Port,
+    PodTemplate,
     TierName,
     TimeZone,
 )
@@ -105,24 +106,6 @@ Profile = Annotated[
     | Annotated[ProfileConfigMap, Tag("configMap")],
     Discriminator(_profile_tag),
     Legal('the name of a shipped profile (a-z, 0-9, "-" and "."), or {file: PATH}, or {configMap: NAME}'),
-]
-
-
-PodTemplate = Annotated[
-    dict[str, Any],
-    Field(
-        json_schema_extra={
-            "additionalProperties": False,
-            "properties": {
-                key: {
-                    "type": "object",
-                    "description": f"The pods' {key}.",
-                    "x-kubernetes-preserve-unknown-fields": True,
-                }
-                for key in ("metadata", "spec")
-            },
-        }
-    ),
 ]
 
 
@@ -322,42 +305,6 @@ class Scaling(Part):
     )
     schedule: list[ScheduleEntry] = Field(
         default=[], max_length=32, description="Floors under tiers' instances at set times. Default: none."
-    )
-
-
-class ApiKeys(Part):
-    """Where the router finds the keys that it accepts as `Authorization: Bearer`, one a line. Exactly one of the three."""
-
-    secret: ObjectName | None = Field(
-        default=None, description="Kubernetes Secret in the manifest's namespace. Default: none."
-    )
-    file: FilePath | None = Field(
-        default=None, description="File on this machine, relative to the manifest's folder. Default: none."
-    )
-    env: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"),
-            Legal("an environment variable's name: 1 to 253 letters, digits and _, not beginning with a digit"),
-        ]
-        | None
-    ) = Field(default=None, description="Environment variable of the router. Default: none.")
-
-
-class Router(Part):
-    """The one door to the fleet."""
-
-    replicas: int = Field(default=1, ge=1, le=32, description="Router processes. Default: 1.")
-    port: Port = Field(default=8000, description="TCP port of the OpenAI API. Default: 8000.")
-    admin_port: Port = Field(
-        default=9090, description="TCP port of metrics, fleet and health; not the same as port. Default: 9090."
-    )
-    pod_template: PodTemplate = Field(
-        default={},
-        description="What to lay over the routers' pod template, as engine.podTemplate over the engines'. Default: nothing.",
-    )
-    api_keys: ApiKeys | None = Field(
-        default=None, description="Keys that clients must show. Default: none, everybody may come in."
     )
 
 

@@ -19,7 +19,6 @@ from multislo_api.kind import (
     API_VERSION,
     KIND,
     Accelerator,
-    ApiKeys,
     Cache,
     Emulation,
     Engine,
@@ -29,7 +28,6 @@ from multislo_api.kind import (
     MultiSLOServing,
     ProfileConfigMap,
     ProfileFile,
-    Router,
     ScaleDown,
     Scaling,
     ScheduleEntry,
@@ -39,6 +37,7 @@ from multislo_api.kind import (
     WarmPool,
 )
 from multislo_api.problems import ManifestInvalid, ManifestUnreadable, Path, Problem, problems_text, shown
+from multislo_api.router import ApiKeys, PassedPath, Router
 from multislo_api.rules import broken
 
 __all__ = [
@@ -55,6 +54,7 @@ __all__ = [
     "Metadata",
     "Model",
     "MultiSLOServing",
+    "PassedPath",
     "ProfileConfigMap",
     "ProfileFile",
     "Router",

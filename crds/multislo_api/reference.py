@@ -28,6 +28,7 @@ Beyond its single fields, a manifest must keep these rules:
 - `scaling.acceleratorsMax` holds all minima, the warm pool's too, times `engine.accelerator.perInstance`;
 - `router.port` and `router.adminPort` differ;
 - `router.apiKeys` has exactly one of its fields; `model.servedNames` has no name twice;
+- `router.paths` has each path once, and none that the router answers itself;
 - `engine.podTemplate` and `router.podTemplate` have no other keys than `metadata` and `spec`.
 """
 

@@ -5,7 +5,7 @@ beside the field checks; a rule looks only at values that are legal by themselve
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from multislo_api.cel import RESERVED_TIERS
+from multislo_api.cel import MODELS_PATH, RESERVED_TIERS, ROUTED_PATHS
 from multislo_api.duration import parse_duration_s
 from multislo_api.fields import located
 from multislo_api.problems import Path, Problem, path_text, shown
@@ -141,6 +141,20 @@ def _api_keys_come_from_one_place(known: Known) -> Iterator[Problem]:
         yield Problem(path, f"{shown(keys)} must be exactly one of {{secret: NAME}}, {{file: PATH}} and {{env: NAME}}")
 
 
+def _a_path_of_the_router_is_not_passed_on(known: Known) -> Iterator[Problem]:
+    paths: list[Path] = [
+        ("spec", "router", "paths", index, "path") for index in range(known.count("spec", "router", "paths"))
+    ]
+    for path in paths:
+        given = known.get(*path)
+        if given is not None and (given in ROUTED_PATHS or given.startswith(f"{MODELS_PATH}/")):
+            yield Problem(
+                path,
+                f"{shown(given)} is answered by the router itself; must be another path than {', '.join(ROUTED_PATHS)}",
+            )
+    yield from _unique(known, paths, lambda given: given, "a path must be given once, with all of its methods")
+
+
 def _a_pod_template_is_one(known: Known) -> Iterator[Problem]:
     for part in ("engine", "router"):
         path = ("spec", part, "podTemplate")
@@ -163,6 +177,7 @@ RULES: list[Rule] = [
     _the_minima_fit_the_accelerators,
     _the_ports_differ,
     _api_keys_come_from_one_place,
+    _a_path_of_the_router_is_not_passed_on,
     _a_pod_template_is_one,
 ]
 

@@ -87,6 +87,24 @@ class Part(BaseModel):
     )
 
 
+PodTemplate = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "additionalProperties": False,
+            "properties": {
+                key: {
+                    "type": "object",
+                    "description": f"The pods' {key}.",
+                    "x-kubernetes-preserve-unknown-fields": True,
+                }
+                for key in ("metadata", "spec")
+            },
+        }
+    ),
+]
+
+
 Cron = Annotated[
     str,
     Field(min_length=1, max_length=100),

@@ -68,6 +68,7 @@ def shell_settings(manifest: MultiSLOServing, api_key: bytes | None) -> ShellSet
     return ShellSettings(
         served_names=tuple(model.served_names),
         api_key=api_key,
+        extra_paths=tuple((passed.path, tuple(passed.methods)) for passed in manifest.spec.router.paths),
         tokenizer=None if model.tokenizer is None else Path(model.tokenizer),
     )
 

@@ -206,6 +206,7 @@ def test_every_rule_of_the_loader_has_its_twin() -> None:
         "_the_minima_fit_the_accelerators": "spec",
         "_the_ports_differ": "spec.router",
         "_api_keys_come_from_one_place": "spec.router.apiKeys",
+        "_a_path_of_the_router_is_not_passed_on": "spec.router.paths",
         "_a_pod_template_is_one": "spec.engine.podTemplate",  # Its properties.
     }
     schema = dict(nodes(openapi()))

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from multislo_api.manifest import ManifestInvalid, ManifestUnreadable, load_manifest, manifest_from, parse_manifest
+from multislo_api.fields import field_names
+from multislo_api.manifest import (
+    ManifestInvalid,
+    ManifestUnreadable,
+    Router,
+    load_manifest,
+    manifest_from,
+    parse_manifest,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -148,9 +156,9 @@ def test_a_wrong_value_is_named_with_its_path_and_what_is_legal(path: str, value
 UNKNOWN: list[tuple[str, str, str]] = [
     ("spec.tiers.0.slo.tpt", "ttft, tpot", "tpot"),
     ("spec.scaling.accelerators_max", "acceleratorsMax, attainment, warmPool, scaleDown, schedule", "acceleratorsMax"),
-    ("spec.router.adminport", "replicas, port, adminPort, podTemplate, apiKeys", "adminPort"),
+    ("spec.router.adminport", ", ".join(field_names(Router)), "adminPort"),
     ("spec.tiers.0.ttft", "name, slo, instances, overload", "slo.ttft"),
-    ("spec.router.acceleratorsMax", "replicas, port, adminPort, podTemplate, apiKeys", "spec.scaling.acceleratorsMax"),
+    ("spec.router.acceleratorsMax", ", ".join(field_names(Router)), "spec.scaling.acceleratorsMax"),
 ]
 
 
@@ -235,6 +243,16 @@ RULES: list[tuple[dict[str, object], str]] = [
     (
         {"spec.router.apiKeys": {"file": "keys", "env": "KEYS"}},
         'spec.router.apiKeys: {"file": "keys", "env": "KEYS"} must be exactly one of {secret: NAME}, {file: PATH} and {env: NAME}',
+    ),
+    (
+        {"spec.router.paths": [{"path": "/v1/models/x"}]},
+        'spec.router.paths[0].path: "/v1/models/x" is answered by the router itself; must be another path than '
+        "/v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/models, /health",
+    ),
+    (
+        {"spec.router.paths": [{"path": "/sleep"}, {"path": "/sleep", "methods": ["GET"]}]},
+        'spec.router.paths[1].path: "/sleep" must differ from spec.router.paths[0].path ("/sleep"): '
+        "a path must be given once, with all of its methods",
     ),
     (
         {"spec.engine.podTemplate": {"nodeSelector": {}}},

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from multislo_router.shell.errors import Fault, Reason, error_response
-from multislo_router.shell.request_head import RequestHead, path_of
+from multislo_router.shell.request_head import RequestHead
+from multislo_router.shell.routes import OPEN
 
 if TYPE_CHECKING:
     from multislo_router.shell.exchange import Exchange
@@ -193,16 +194,14 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         parser = self._parser
-        target, path = path_of(self._url)
-        head = RequestHead(
-            method=parser.get_method(),
-            target=target,
-            path=path,
-            http_1_0=parser.get_http_version() == "1.0",
-            keep_alive=parser.should_keep_alive(),
-        )
-        self._head = head
+        method = parser.get_method()
         try:
+            head = self._head = RequestHead(
+                method=method,
+                target=self._gateway.routes.find(method, self._url),
+                http_1_0=parser.get_http_version() == "1.0",
+                keep_alive=parser.should_keep_alive(),
+            )
             head.read(self._headers, keep_authorization=not self._gateway.keys)
             self._check(head)
         except Fault as fault:
@@ -222,9 +221,7 @@ class ClientConnection(asyncio.Protocol):
             head.keep_alive = False
         elif head.hosts != 1:
             raise Fault(Reason.MALFORMED, f"host: given {head.hosts} times, must be given once", param="host")
-        if head.method == b"CONNECT":
-            raise Fault(Reason.METHOD_NOT_ALLOWED, "CONNECT: this is no forward proxy")
-        if self._gateway.keys:
+        if self._gateway.keys and head.target.route not in OPEN:
             self._gateway.check_key(head)
         if head.content_length is not None and head.content_length > settings.body_max_bytes:
             raise self._too_large()

@@ -2,7 +2,7 @@
 
     Fault                          the one exception: a request is answered with an error, and its raiser must stop
     |-- the client's   400 malformed, invalid_json, invalid_field, invalid_slo, unknown_tier, too_long
-    |                  401 unauthorized    404 unknown_model    405 method_not_allowed
+    |                  401 unauthorized    404 not_found, unknown_model    405 method_not_allowed
     |                  408 timeout         413 body_too_large   417 expectation_failed   431 head_too_large
     |-- the fleet's    429 deadline, queue_full                 (right now it has too little room)
     |                  503 no_instance
@@ -29,6 +29,7 @@ class Reason(StrEnum):
     UNKNOWN_TIER = "unknown_tier"
     TOO_LONG = "too_long"
     UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
     UNKNOWN_MODEL = "unknown_model"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TIMEOUT = "timeout"
@@ -53,6 +54,7 @@ STATUS: dict[Reason, tuple[int, str]] = {
     Reason.UNKNOWN_TIER: (400, "invalid_request_error"),
     Reason.TOO_LONG: (400, "invalid_request_error"),
     Reason.UNAUTHORIZED: (401, "authentication_error"),
+    Reason.NOT_FOUND: (404, "invalid_request_error"),
     Reason.UNKNOWN_MODEL: (404, "invalid_request_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
     Reason.TIMEOUT: (408, "invalid_request_error"),
@@ -80,6 +82,7 @@ CODE = {
 
 PHRASE = {
     200: b"OK",
+    204: b"No Content",
     400: b"Bad Request",
     401: b"Unauthorized",
     404: b"Not Found",
@@ -100,16 +103,23 @@ RETRY_AFTER_MAX_S = 3600
 
 
 class Fault(Exception):
-    """A request that cannot be served. `param` names the field or header at fault."""
+    """A request that cannot be served. `param` names the field or header at fault; `allow` lists the methods of a 405."""
 
     def __init__(
-        self, reason: Reason, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.allow = allow
 
     @property
     def status(self) -> int:
@@ -150,6 +160,8 @@ def error_response(fault: Fault, request_id: bytes | None, *, close: bool, head_
         extra += b"retry-after: %d\r\n" % min(RETRY_AFTER_MAX_S, max(1, math.ceil(retry_after_s)))
     if fault.reason is Reason.UNAUTHORIZED:
         extra += b"www-authenticate: Bearer\r\n"
+    if fault.allow is not None:
+        extra += b"allow: %b\r\n" % fault.allow.encode()
     return response(fault.status, body, request_id, close=close, extra=extra, head_only=head_only)
 
 
@@ -161,12 +173,9 @@ def response(
         extra += b"x-request-id: " + request_id + b"\r\n"
     if close:
         extra += b"connection: close\r\n"
-    head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
-        status,
-        PHRASE.get(status, b"Error"),
-        len(body),
-        extra,
-    )
+    if status != 204:  # which has no body and may not give its length (RFC 9110, 8.6)
+        extra = b"content-type: application/json\r\ncontent-length: %d\r\n%b" % (len(body), extra)
+    head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, PHRASE.get(status, b"Error"), extra)
     return head if head_only else head + body
 
 

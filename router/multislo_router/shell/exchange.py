@@ -14,8 +14,9 @@ from multislo_router.core.decisions import Place
 from multislo_router.core.events import Outcome, PromptMeasured, RequestEnded, SendFailed, TokensReceived
 from multislo_router.shell.body_scan import BodyScan, with_fields
 from multislo_router.shell.errors import Fault, Reason, error_event, error_response
-from multislo_router.shell.request_head import CHAT, RequestHead
+from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.response_head import ChunkedBody, ResponseBody, ResponseHead
+from multislo_router.shell.routes import Route
 from multislo_router.shell.sse import EventCount, UsageTail
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Exchange:
         length = b"content-length: %d\r\n" % len(body) if body or head.has_body or head.method == b"POST" else b""
         return b"%b %b HTTP/1.1\r\n%b%bx-request-id: %b\r\n%b\r\n%b" % (
             head.method,
-            head.target,
+            head.target.wire,
             self.instance.host_line,
             head.relayed,
             self.request_id,
@@ -213,7 +214,7 @@ class Exchange:
         if prompt is not None:
             self._gateway.tell(PromptMeasured(now, id, prompt))
             assert self._scan is not None
-            self._gateway.correct_estimate(self.head.path == CHAT, self._scan, prompt)
+            self._gateway.correct_estimate(self.head.target.route is Route.CHAT, self._scan, prompt)
         if unseen > 0:
             # The engine packs several tokens into one event, and said in the end how many there were.
             self._gateway.tell(TokensReceived(now, id, unseen))

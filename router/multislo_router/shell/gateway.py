@@ -33,7 +33,8 @@ from multislo_router.shell.fleet import Fleet
 from multislo_router.shell.head_memory import HeadMemory
 from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
-from multislo_router.shell.request_head import CHAT, COMPLETIONS, MODELS, RequestHead
+from multislo_router.shell.request_head import RequestHead
+from multislo_router.shell.routes import Route, Routes, normalised, unknown
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.slo import RequestSlo, slo_of
 
@@ -86,6 +87,7 @@ class Gateway:
         """Requests that the core knows, by its numbers."""
         self.passing: set[Exchange] = set()
         """Requests that it does not know: other paths than completions."""
+        self.routes = Routes(settings.extra_paths)
         self.heads = HeadMemory(settings.body_max_bytes)
         self.clients: set[ClientConnection] = set()
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
@@ -225,12 +227,19 @@ class Gateway:
         self.counters.requests += 1
         request_id = head.request_id or self.new_request_id()
         try:
-            if head.method == b"POST" and (head.path == CHAT or head.path == COMPLETIONS):
-                self._schedule(client, head, body, request_id)
-            elif head.method in (b"GET", b"HEAD") and (head.path == MODELS or head.path.startswith(MODELS + b"/")):
-                self._answer_models(client, head, request_id)
-            else:
-                self._pass_through(client, head, body, request_id)
+            match head.target.route:
+                case Route.CHAT | Route.COMPLETIONS:
+                    self._schedule(client, head, body, request_id)
+                case Route.RESPONSES | Route.MESSAGES | Route.PASSED:
+                    self._pass_through(client, head, body, request_id)
+                case Route.MODELS:
+                    self._answer_models(client, head, request_id)
+                case Route.HEALTH:
+                    self._answer_health(client, head, request_id)
+                case Route.OPTIONS:
+                    self._answer(client, head, request_id, 204, b"", b"allow: %b\r\n" % head.target.allow)
+                case Route.NOT_FOUND | Route.WRONG_METHOD:
+                    raise unknown(head.method, head.target)
         except Fault as fault:
             self._answer_fault(client, head, request_id, fault)
         except Exception:
@@ -259,7 +268,7 @@ class Gateway:
         id = next(self._numbers)
         exchange = Exchange(self, client, head, body, request_id, id, scan)
         client.exchange = exchange
-        chat = head.path == CHAT
+        chat = head.target.route is Route.CHAT
         if scan.prompt_tokens is not None:
             self._arrive(exchange, scan, slo, scan.prompt_tokens)
         elif self._tokenizer is None:
@@ -272,7 +281,7 @@ class Gateway:
             self._count_in_thread(exchange, scan, slo, self._tokenizer)
 
     def _count_in_thread(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, tokenizer: TokenizerCount) -> None:
-        chat = exchange.head.path == CHAT
+        chat = exchange.head.target.route is Route.CHAT
 
         def arrive(counted: asyncio.Future[int]) -> None:
             self._counting.discard(counted)
@@ -338,15 +347,34 @@ class Gateway:
             for name in names
         ]
         document: object = {"object": "list", "data": models}
-        name = head.path[len(MODELS) + 1 :].decode("utf-8", "replace")
-        if name:
-            if name not in names:
-                message = f"model: {name!r} is not served here; served are: {', '.join(names)}"
+        asked = head.target.model
+        if asked:
+            index = next((i for i, name in enumerate(names) if normalised(b"/" + name.encode())[1:] == asked), None)
+            if index is None:
+                shown = asked.decode("utf-8", "replace")
+                message = f"model: {shown!r} is not served here; served are: {', '.join(names)}"
                 raise Fault(Reason.UNKNOWN_MODEL, message, param="model")
-            document = models[names.index(name)]
+            document = models[index]
+        self._answer(client, head, request_id, 200, json.dumps(document).encode())
+
+    def _answer_health(self, client: ClientConnection, head: RequestHead, request_id: bytes) -> None:
+        """Of the router itself: without instances it still holds what comes, and wakes them."""
+        if self.closing:
+            raise Fault(Reason.SHUTTING_DOWN, "the router is shutting down")
+        self._answer(client, head, request_id, 200, b'{"status": "ok"}')
+
+    def _answer(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        request_id: bytes,
+        status: int,
+        body: bytes,
+        extra: bytes = b"",
+    ) -> None:
+        """An answer of the router's own."""
         close = not head.keep_alive or self.closing
-        body = json.dumps(document).encode()
-        client.write(response(200, body, request_id, close=close, head_only=head.method == b"HEAD"))
+        client.write(response(status, body, request_id, close=close, extra=extra, head_only=head.method == b"HEAD"))
         client.finished(close=close)
 
     # -- timeouts ------------------------------------------------------------------------------------------------------

@@ -4,9 +4,7 @@ connection from httptools' callbacks."""
 from dataclasses import dataclass
 from enum import Enum, auto
 
-CHAT = b"/v1/chat/completions"
-COMPLETIONS = b"/v1/completions"
-MODELS = b"/v1/models"
+from multislo_router.shell.routes import Target
 
 
 class Header(Enum):
@@ -56,12 +54,11 @@ HEADERS: dict[bytes, Header] = {
 
 @dataclass(slots=True)
 class RequestHead:
-    """`relayed` are the header lines for the engine, each with its line end. `path` is `target` without the query. Once read it is
-    shared by all requests that have the same head, and not changed any more."""
+    """`relayed` are the header lines for the engine, each with its line end. Once read it is shared by all requests that have the same
+    head, and not changed any more."""
 
     method: bytes
-    target: bytes
-    path: bytes
+    target: Target
     http_1_0: bool
     keep_alive: bool
     relayed: bytes = b""
@@ -119,11 +116,3 @@ class RequestHead:
             self.tier = value
         elif meaning is Header.EXPECT:
             self.expect = value.lower()
-
-
-def path_of(target: bytes) -> tuple[bytes, bytes]:
-    """Target in origin form and its path, also of a target in absolute form (`http://host/path`)."""
-    if target[:7].lower() == b"http://":
-        slash = target.find(b"/", 7)
-        target = target[slash:] if slash > 0 else b"/"
-    return target, target.partition(b"?")[0]

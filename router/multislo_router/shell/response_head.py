@@ -15,6 +15,8 @@ _OWN = re.compile(
     rb"\r\n(?:connection|keep-alive|proxy-authenticate|proxy-connection|te|trailer|upgrade|x-request-id|x-multislo-[a-z-]+):[^\r\n]*"
 )
 """Ends here (RFC 9110, 7.6.1), or is written by the router."""
+_AUTHORITY = re.compile(rb"(\r\n(?:content-)?location:[ \t]*)(?:https?:)?//[^/\r\n]*", re.IGNORECASE)
+"""An engine knows itself by an address that is none of the client's business: a redirect stays on the router."""
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 HEADS_REMEMBERED = 512
 """Of at most 64 KB, and commonly 200 bytes."""
@@ -70,6 +72,8 @@ def read_head(head: bytes) -> ResponseHead:
     lines = head[start:]
     if _OWN.search(lower) is not None:
         lines = _without_own(head[start - 2 :])
+    if b"location:" in lower:
+        lines = _AUTHORITY.sub(rb"\1", b"\r\n" + lines)[2:]
     return ResponseHead(
         status=int(status_line[2]),
         lines=lines,

@@ -14,6 +14,8 @@ class ShellSettings:
     """The content of the key file or variable: one key a line, any of them opens the door. None: no key is asked for."""
     tokenizer: Path | None = None
     """A tokenizer.json to count prompts with; None: their length is estimated from bytes."""
+    extra_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Paths that are relayed to engines beside those of `routes`, each with its methods."""
 
     body_max_bytes: int = 16 * 1024 * 1024
     """A request's body is held until an engine answers it: a million tokens of text are 4 MB, a few images as much again."""

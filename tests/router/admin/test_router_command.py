@@ -185,6 +185,8 @@ async def test_it_goes_with_its_parent(manifest: str) -> None:
             parent.kill()
             await router.ended()
     finally:
+        if parent.returncode is None:
+            parent.kill()
         await parent.wait()
 
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from multislo_router.shell.head_memory import HEADS_MAX, HeadMemory
 from multislo_router.shell.request_head import RequestHead
+from multislo_router.shell.routes import Routes
 
 
 def head(length: int, **fields: Any) -> RequestHead:
-    return RequestHead(
-        b"POST", b"/v1/completions", b"/v1/completions", False, True, content_length=length, has_body=True, **fields
-    )
+    target = Routes().find(b"POST", b"/v1/completions")
+    return RequestHead(b"POST", target, False, True, content_length=length, has_body=True, **fields)
 
 
 def request(length: int, *, name: bytes = b"Content-Length", before: bytes = b"", after: bytes = b"") -> bytes:

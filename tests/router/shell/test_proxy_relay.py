@@ -126,7 +126,7 @@ async def test_the_models_are_answered_by_the_router(kit: Any) -> None:
     assert not stage.engines[0].asked
 
 
-async def test_any_other_path_is_passed_to_an_instance_and_a_drain_waits_for_it(kit: Any) -> None:
+async def test_a_path_that_is_not_scheduled_is_passed_to_an_instance_and_a_drain_waits_for_it(kit: Any) -> None:
     released = asyncio.Event()
 
     async def script(line: Any, asked: Any) -> None:
@@ -145,28 +145,6 @@ async def test_any_other_path_is_passed_to_an_instance_and_a_drain_waits_for_it(
     assert answer.json == {"count": 2}
     assert stage.engines[0].asked[0].line == "POST /tokenize?x=1 HTTP/1.1"
     assert stage.gateway.status(asyncio.get_running_loop().time()).instances[0].requests == 0
-
-
-async def test_head_and_options_are_passed_on(kit: Any) -> None:
-    async def script(line: Any, asked: Any) -> None:
-        if asked.line.startswith("HEAD"):
-            await line.send(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n")
-        else:
-            await line.send(b"HTTP/1.1 204 No Content\r\nallow: POST\r\n\r\n")
-
-    stage = await kit.stage(script)
-    client = await stage.client()
-
-    await client.send(b"HEAD /ping HTTP/1.1\r\nhost: r\r\n\r\n")
-    head = await client.answer(head_only=True)
-    await client.send(b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: r\r\n\r\n")
-    options = await client.answer()
-    await client.send(b"HEAD /v1/models HTTP/1.1\r\nhost: r\r\n\r\n")
-    models = await client.answer(head_only=True)
-
-    assert head.headers["content-length"] == "99"
-    assert (options.status, options.headers["allow"]) == (204, "POST")
-    assert models.status == 200
 
 
 async def test_an_engine_s_4xx_is_relayed_as_it_is(kit: Any) -> None:

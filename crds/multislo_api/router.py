@@ -1,0 +1,69 @@
+"""What a manifest says of the router: its processes and ports, who may come in, and what it lets through. A part of `multislo_api.kind`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from multislo_api.scalars import FilePath, Legal, ObjectName, Part, PodTemplate, Port
+
+
+class ApiKeys(Part):
+    """Where the router finds the keys that it accepts as `Authorization: Bearer`, one a line. Exactly one of the three."""
+
+    secret: ObjectName | None = Field(
+        default=None, description="Kubernetes Secret in the manifest's namespace. Default: none."
+    )
+    file: FilePath | None = Field(
+        default=None, description="File on this machine, relative to the manifest's folder. Default: none."
+    )
+    env: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"),
+            Legal("an environment variable's name: 1 to 253 letters, digits and _, not beginning with a digit"),
+        ]
+        | None
+    ) = Field(default=None, description="Environment variable of the router. Default: none.")
+
+
+class PassedPath(Part):
+    """A path of the engines that clients may reach."""
+
+    path: Annotated[
+        str,
+        Field(min_length=2, max_length=253, pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$"),
+        Legal(
+            'a path such as /v1/thing: each part begins with "/" and has letters, digits, "-", "_", "~" and, not first, "."'
+        ),
+    ] = Field(description="The path, whole and as the engine spells it; there are no patterns.")
+    methods: list[Literal["GET", "POST", "PUT", "PATCH", "DELETE"]] = Field(
+        default=["POST"],
+        min_length=1,
+        max_length=5,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Methods that are let through; GET brings HEAD with it. Default: POST.",
+    )
+
+
+class Router(Part):
+    """The one door to the fleet."""
+
+    replicas: int = Field(default=1, ge=1, le=32, description="Router processes. Default: 1.")
+    port: Port = Field(default=8000, description="TCP port of the OpenAI API. Default: 8000.")
+    admin_port: Port = Field(
+        default=9090, description="TCP port of metrics, fleet and health; not the same as port. Default: 9090."
+    )
+    pod_template: PodTemplate = Field(
+        default={},
+        description="What to lay over the routers' pod template, as engine.podTemplate over the engines'. Default: nothing.",
+    )
+    api_keys: ApiKeys | None = Field(
+        default=None, description="Keys that clients must show. Default: none, everybody may come in."
+    )
+    paths: list[PassedPath] = Field(
+        default=[],
+        max_length=64,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["path"]},
+        description="More paths of the engines that clients may reach, beside those of docs/http.md. They are not scheduled. A path of an "
+        "engine's administration that is named here is open to every client. Default: none.",
+    )
