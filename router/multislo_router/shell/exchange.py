@@ -17,7 +17,7 @@ from multislo_router.shell.errors import Fault, Reason, error_event, error_respo
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.response_head import ChunkedBody, ResponseBody, ResponseHead
 from multislo_router.shell.routes import Route
-from multislo_router.shell.sse import EventCount, UsageTail
+from multislo_router.shell.sse import EventCount, WholeAnswer
 
 if TYPE_CHECKING:
     from multislo_router.shell.client import ClientConnection
@@ -36,8 +36,8 @@ class Exchange:
         "_events",
         "_gateway",
         "_scan",
-        "_tail",
         "_unchunk",
+        "_whole",
         "body",
         "connection",
         "head",
@@ -64,7 +64,7 @@ class Exchange:
         self._client = client
         self._scan = scan
         self._events: EventCount | None = None
-        self._tail: UsageTail | None = None
+        self._whole: WholeAnswer | None = None
         self._answer_body: ResponseBody | None = None
         self._answer_head = b""
         self._close_after = False
@@ -141,7 +141,7 @@ class Exchange:
         head = self.head
         if place is not None:
             self._events = EventCount() if answer.event_stream else None
-            self._tail = None if answer.event_stream else UsageTail()
+            self._whole = None if answer.event_stream else WholeAnswer()
             tier = b"x-multislo-tier: %b\r\n" % place.tier.encode()
         else:
             tier = b""
@@ -171,9 +171,9 @@ class Exchange:
         if events is not None:
             for piece in body.pieces:
                 tokens += events.feed(piece)
-        elif self._tail is not None:
+        elif self._whole is not None:
             for piece in body.pieces:
-                self._tail.feed(piece)
+                self._whole.feed(piece)
         if self._unchunk:
             relayed = b"".join(body.pieces)
         if not self.started and (relayed or body.done):
@@ -204,13 +204,14 @@ class Exchange:
         tokens = unseen = 0
         outcome = Outcome.COMPLETED
         if self._events is not None:
-            prompt = self._events.prompt_tokens
-            unseen = (self._events.completion_tokens or 0) - self._events.tokens
+            prompt = self._events.usage.prompt_tokens
+            unseen = (self._events.usage.completion_tokens or 0) - self._events.tokens
             if self._events.failed:
                 outcome = Outcome.ENGINE_FAILED
-        elif self._tail is not None:
-            prompt, completion = self._tail.usage()
-            tokens = completion or 0
+        elif self._whole is not None:
+            self._whole.end()
+            prompt = self._whole.usage.prompt_tokens
+            tokens = self._whole.usage.completion_tokens or 0
         if prompt is not None:
             self._gateway.tell(PromptMeasured(now, id, prompt))
             assert self._scan is not None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from multislo_router.shell.body_scan import scan_body, with_fields
 from multislo_router.shell.errors import Fault
 from multislo_router.shell.response_head import ChunkedBody, EngineSpokeNonsense
-from multislo_router.shell.sse import EventCount, UsageTail
+from multislo_router.shell.sse import EVENT_MAX_BYTES, EventCount, WholeAnswer
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -25,6 +25,14 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 PLACES = st.lists(st.integers(0, 3000), max_size=12)
+
+
+def usage_of(pieces: list[bytes]) -> tuple[int | None, int | None]:
+    answer = WholeAnswer()
+    for piece in pieces:
+        answer.feed(piece)
+    answer.end()
+    return answer.usage.prompt_tokens, answer.usage.completion_tokens
 
 
 # -- server-sent events ------------------------------------------------------------------------------------------------
@@ -65,7 +73,7 @@ def test_tokens_are_counted_the_same_however_a_stream_is_cut(
     assert tokens == len(contents)
     assert count.done
     assert not count.failed
-    assert (count.prompt_tokens, count.completion_tokens) == ((7, 2) if usage else (None, None))
+    assert (count.usage.prompt_tokens, count.usage.completion_tokens) == ((7, 2) if usage else (None, None))
 
 
 def test_events_with_crlf_and_without_a_space_count_too() -> None:
@@ -78,8 +86,8 @@ def test_events_with_crlf_and_without_a_space_count_too() -> None:
 def test_an_endless_event_is_not_kept() -> None:
     count = EventCount()
     for _ in range(100):
-        count.feed(b"data: " + b"x" * 50_000)
-    assert sum(map(len, count._held)) <= 1 << 20
+        count.feed(b"data: " + b"x" * 100_000)
+    assert len(count._held) <= EVENT_MAX_BYTES
     assert count.feed(b"\n\ndata: y\n\n") == 2
 
 
@@ -87,10 +95,7 @@ def test_an_endless_event_is_not_kept() -> None:
 def test_usage_is_found_however_an_answer_is_cut(places: list[int], length: int) -> None:
     choice = {"message": {"content": '"completion_tokens": 99 ' * (length // 20)}}
     body = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 12, "completion_tokens": 34}}).encode()
-    tail = UsageTail()
-    for piece in cut(body, places):
-        tail.feed(piece)
-    assert tail.usage() == (12, 34)
+    assert usage_of(cut(body, places)) == (12, 34)
 
 
 # -- chunks ------------------------------------------------------------------------------------------------------------
