@@ -26,6 +26,7 @@ from multislo_bench.replay import replay as send_all
 from multislo_bench.report import Window, report
 from multislo_bench.tables import print_report, wide
 from multislo_sim.token_range import TokenRange
+from multislo_sim.trace_options import AskedTrace, trace_options
 
 __all__ = ["bench", "demo", "replay"]
 
@@ -59,7 +60,7 @@ NOT_NEGATIVE = click.FloatRange(min=0.0, max=1e9)
     "--tiers realtime=0.1:300ms/20ms,batch=0.9:1s/100ms --duration 120 --json out.json --png out.png",
 )
 @click.option("--url", required=True, help="Any OpenAI-compatible server, such as http://127.0.0.1:8000.")
-@click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL.")
+@trace_options("--duration and --rate-factor say how much of it", None)
 @click.option("--workload", type=click.Choice(options.WORKLOADS), help="A built-in workload instead of a trace.")
 @click.option(
     "--prompt-tokens", type=TokenRange(), default="100-2000", show_default=True, help="Of --workload uniform."
@@ -152,7 +153,7 @@ def replay(url: str, **given: Any) -> None:
     if window.seconds <= 0.0:
         raise click.UsageError(f"--warmup and --cooldown leave nothing of the {last_s:.1f} s of arrivals")
     for note in notes:
-        err.print(note, style="yellow", highlight=False)
+        err.print(note, style="yellow", highlight=False, markup=False)
     limits = Limits(given["max_in_flight"], given["timeout"], given["drain"])
     key = _api_key(given["api_key_file"])
     try:
@@ -173,7 +174,7 @@ def replay(url: str, **given: Any) -> None:
                 record.outcome = Outcome.COMPLETED
     result = report(done.records, done.timing, window)
     to_stdout = str(given["json_file"]) == "-"
-    name = given["trace"].name if given["trace"] else given["workload"]
+    name = given["trace"].path.name if given["trace"] else given["workload"]
     print_report(wide(stderr=to_stdout), result, f"{name} against {url}")
     document = {"url": url, "workload": name, "seed": given["seed"], "started_unix_s": done.started_unix_s}
     if given["json_file"]:
@@ -258,11 +259,7 @@ def run_with_progress(
 )
 @click.option("--peak", type=POSITIVE, default=32.0, show_default=True, help="Requests a second at the peak.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=7, show_default=True)
-@click.option(
-    "--trace",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Azure CSV or Mooncake JSONL, by its own stamps, instead of the built-in curve.",
-)
+@trace_options("by its own stamps, instead of the built-in curve", None)
 @click.option(
     "--rate-factor", type=POSITIVE, default=1.0, show_default=True, help="How much denser the trace is played."
 )
@@ -280,7 +277,7 @@ def demo(
     low: float,
     peak: float,
     seed: int,
-    trace: Path | None,
+    trace: AskedTrace | None,
     rate_factor: float,
     rival: str,
     out: Path,
@@ -301,9 +298,13 @@ def demo(
     manifest = manifest_at(manifest_path)
     story = story_of.Story(duration_s, low, peak, seed, trace, rate_factor)
     try:
-        requests = story_of.requests_of(story, manifest, story_of.profile_for(manifest))
+        requests, notes = story_of.requests_of(story, manifest, story_of.profile_for(manifest))
     except TraceInvalid as error:
         raise click.UsageError(f"--trace: {error}") from error
+    if not requests:
+        raise click.UsageError("no request is short enough for the manifest's engines")
+    for note in notes:
+        err.print(note, style="yellow", highlight=False, markup=False)
     model = manifest.spec.model.served_names[0]
     out.mkdir(parents=True, exist_ok=True)
 
@@ -318,7 +319,7 @@ def demo(
         return runs[0]
 
     try:
-        load = f"{trace.name}, {rate_factor:g} times as dense" if trace else f"{low:g} to {peak:g} a second"
+        load = f"{trace.path.name}, {rate_factor:g} times as dense" if trace else f"{low:g} to {peak:g} a second"
         err.print(f"{len(requests)} requests over {duration_s:g} s, {load}; starting the fleet", highlight=False)
         with story_of.our_fleet(manifest_path, manifest, out) as (url, admin):
             ready_s = perf_counter() - began

@@ -21,11 +21,11 @@ from multislo_bench.report import Report, Window, report
 from multislo_perf.profile import Profile
 from multislo_perf.sizing import batch_tokens
 from multislo_router.from_manifest import profile_of
+from multislo_sim.trace_options import AskedTrace
 from multislo_sim.workloads.arrivals import rise_and_fall
 from multislo_sim.workloads.build import built_in, from_trace
 from multislo_sim.workloads.request import Request, with_lengths_at_most
 from multislo_sim.workloads.tiers import TierShare, idle_can_meet, with_tiers
-from multislo_sim.workloads.traces import read_trace
 
 # PolyServe's shares (arXiv 2507.17769), from the tightest tier to the loosest; another number of tiers shares alike.
 SHARES = (0.1, 0.2, 0.3, 0.4)
@@ -45,7 +45,7 @@ class Story:
     low: float
     peak: float
     seed: int
-    trace: Path | None = None
+    trace: AskedTrace | None = None
     """Replayed by its own stamps instead of the built-in workload along the curve."""
     rate_factor: float = 1.0
 
@@ -62,18 +62,25 @@ class Run:
     first_token_s: float | None
 
 
-def requests_of(story: Story, manifest: MultiSLOServing, profile: Profile) -> list[Request]:
-    """The built-in workload along the curve, or a trace by its own stamps.
+def requests_of(story: Story, manifest: MultiSLOServing, profile: Profile) -> tuple[list[Request], list[str]]:
+    """The built-in workload along the curve, or a trace by its own stamps; and what the user should know of how it was read.
 
     A prompt that an idle instance of its tier could not serve in time is the next looser tier's: nobody could attain it.
     """
+    notes: list[str] = []
     if story.trace is None:
         curve = rise_and_fall(story.low, story.peak, story.duration_s)
         arriving = built_in("azure-like", story.duration_s, story.seed, curve=curve)
     else:
-        arriving = from_trace(read_trace(story.trace), story.duration_s, story.seed, story.rate_factor)
+        names = [tier.name for tier in manifest.spec.tiers]
+        read = from_trace(
+            story.trace.path, story.trace.part, story.duration_s, story.seed, story.rate_factor, tiers=names
+        )
+        arriving, notes = read.requests, read.notes
     longest = manifest.spec.model.max_length or profile.kv_tokens_max
-    requests, _ = with_lengths_at_most(arriving, longest)
+    requests, too_long = with_lengths_at_most(arriving, longest)
+    if too_long:
+        notes.append(f"{too_long} requests are longer than {longest} tokens and left out")
     ordered = sorted(manifest.spec.tiers, key=lambda tier: tier.slo.tpot_s)
     shares = SHARES if len(ordered) == len(SHARES) else (1.0,) * len(ordered)
     tiers = [
@@ -87,7 +94,7 @@ def requests_of(story: Story, manifest: MultiSLOServing, profile: Profile) -> li
         budget = batch_tokens(profile.latency, tier.tpot_s)
         return idle_can_meet(profile.latency, budget, request, tier.ttft_s, tier.tpot_s)
 
-    return with_tiers(requests, tiers, story.seed, attainable=attainable)
+    return with_tiers(requests, tiers, story.seed, attainable=attainable), notes
 
 
 @contextmanager

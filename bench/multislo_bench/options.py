@@ -11,12 +11,13 @@ from multislo_api.manifest import ManifestInvalid, load_manifest
 from multislo_perf.latency import LatencyModel
 from multislo_perf.profile import ProfileInvalid, load_profile
 from multislo_perf.sizing import batch_tokens
+from multislo_sim.trace_options import AskedTrace
 from multislo_sim.workloads.arrivals import ARRIVALS_MAX, Curve, bursts, rise_and_fall, steady
-from multislo_sim.workloads.build import built_in, from_trace
+from multislo_sim.workloads.build import along, built_in, from_trace
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 from multislo_sim.workloads.shapes import SHAPES, uniform_lengths
 from multislo_sim.workloads.tiers import TierShare, idle_can_meet, inverted, with_polyserve_classes, with_tiers
-from multislo_sim.workloads.traces import TraceInvalid, read_trace
+from multislo_sim.workloads.traces import TraceInvalid
 
 # Each draw of one run has a seed of its own, made from the one that the user gave.
 TIERS_SEED = 0x5EED_0002
@@ -26,7 +27,7 @@ TIERS_SEED = 0x5EED_0002
 class Wanted:
     """The options that shape the workload, as click gave them."""
 
-    trace: Path | None
+    trace: AskedTrace | None
     workload: str | None
     prompt_range: tuple[int, int]
     output_range: tuple[int, int]
@@ -48,8 +49,7 @@ def build(wanted: Wanted) -> tuple[list[Request], list[str]]:
     if (wanted.trace is None) == (wanted.workload is None):
         raise click.UsageError("give either --trace PATH or --workload NAME")
     try:
-        requests = _timed(wanted)
-        notes = []
+        requests, notes = _timed(wanted)
         if len(requests) > wanted.requests_max:
             notes.append(f"{len(requests)} requests, cut to the first {wanted.requests_max} by --max-requests")
             requests = requests[: wanted.requests_max]
@@ -68,19 +68,21 @@ def build(wanted: Wanted) -> tuple[list[Request], list[str]]:
         raise click.UsageError(str(error)) from None
 
 
-def _timed(wanted: Wanted) -> list[Request]:
+def _timed(wanted: Wanted) -> tuple[list[Request], list[str]]:
     curve = _curve(wanted)
     if wanted.trace is not None:
-        trace = read_trace(wanted.trace)
-        return from_trace(trace, wanted.duration_s, wanted.seed, wanted.rate_factor, curve)
+        path, part = wanted.trace.path, wanted.trace.part
+        tiers = [tier.name for tier in wanted.tiers] or None
+        read = from_trace(path, part, wanted.duration_s, wanted.seed, wanted.rate_factor, curve, tiers)
+        return read.requests, read.notes
     if wanted.workload == "uniform":
         if curve is None:
             raise click.UsageError("--workload uniform has no rate of its own: give --rate")
         lengths = uniform_lengths(
             min(wanted.requests_max, 100_000), wanted.prompt_range, wanted.output_range, wanted.seed
         )
-        return from_trace(lengths, wanted.duration_s, wanted.seed, 1.0, curve)
-    return built_in(str(wanted.workload), wanted.duration_s, wanted.seed, wanted.rate_factor, curve)
+        return along(curve, lengths, wanted.seed), []
+    return built_in(str(wanted.workload), wanted.duration_s, wanted.seed, wanted.rate_factor, curve), []
 
 
 def _curve(wanted: Wanted) -> Curve | None:

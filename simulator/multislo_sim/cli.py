@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -11,6 +10,7 @@ from multislo_router.core.events import Scheduler
 from multislo_sim.experiments import EXPERIMENTS
 from multislo_sim.experiments.asked import INSTANCES_MIN, lengths_asked, workload_options
 from multislo_sim.experiments.attainment import POLICIES, attainment_table, attainments
+from multislo_sim.trace_options import AskedTrace
 from multislo_sim.trial import Window
 from multislo_sim.whatif.cli import ByManifest, what_if
 
@@ -32,7 +32,7 @@ SETTLING_S = 20.0
 @click.pass_context
 def simulate(
     context: click.Context,
-    trace: Path | None,
+    trace: AskedTrace | None,
     workload: str | None,
     prompt_tokens: tuple[int, int],
     output_tokens: tuple[int, int],

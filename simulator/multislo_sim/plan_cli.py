@@ -16,14 +16,15 @@ from multislo_perf.profile import ProfileInvalid
 from multislo_sim.experiments.asked import SHAPED_REQUESTS
 from multislo_sim.experiments.show import told
 from multislo_sim.plan import RATE_MAX, Wish, planned
+from multislo_sim.trace_options import AskedTrace, trace_options
 from multislo_sim.whatif.answer import fixed_report
 from multislo_sim.whatif.case import Case, case_of, with_profile
 from multislo_sim.whatif.search import Found
 from multislo_sim.whatif.show import share, table_of_text, wide
-from multislo_sim.whatif.traffic import shares_of, with_named_tiers
+from multislo_sim.whatif.traffic import shares_of
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths
-from multislo_sim.workloads.traces import TraceInvalid, read_trace
+from multislo_sim.workloads.traces import TraceInvalid
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 RATE = click.FloatRange(min=0.01, max=RATE_MAX)
@@ -48,9 +49,7 @@ Report = Mapping[str, Any]
     type=click.FloatRange(0.5, 1.0),
     help="Share of each tier's requests in time. Default: the manifest's.",
 )
-@click.option(
-    "--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its lengths (and tiers, if it names them) are used."
-)
+@trace_options("its lengths (and tiers, if it names them) are used")
 @click.option(
     "--workload",
     type=click.Choice(sorted(SHAPES)),
@@ -65,7 +64,7 @@ def plan(
     rate: float,
     peak: float | None,
     attainment: float | None,
-    trace: Path | None,
+    trace: AskedTrace | None,
     workload: str | None,
     shares: str | None,
     seed: int,
@@ -114,11 +113,14 @@ def plan(
     sys.exit(1 if problems else 0)
 
 
-def _lengths(trace: Path | None, workload: str | None, tiers: Sequence[str]) -> tuple[Sequence[Request], str]:
+def _lengths(trace: AskedTrace | None, workload: str | None, tiers: Sequence[str]) -> tuple[Sequence[Request], str]:
     if trace is not None and workload is not None:
         raise click.UsageError("give either --trace FILE or --workload NAME, not both")
     if trace is not None:
-        return with_named_tiers(read_trace(trace), trace, tiers), trace.name
+        read = trace.read(lengths_only=True, tiers=tiers)
+        for note in read.notes:
+            told(note)
+        return read.requests, trace.path.name
     name = workload or "azure-like"
     return shaped_lengths(shape_named(name), SHAPED_REQUESTS, 1), name
 

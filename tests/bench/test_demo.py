@@ -39,9 +39,9 @@ def test_the_demo_replays_one_seed_in_the_papers_shares() -> None:
     profile = profile_for(manifest)
     story = Story(200.0, 10.0, 30.0, seed=3)
 
-    requests = requests_of(story, manifest, profile)
+    requests, notes = requests_of(story, manifest, profile)
 
-    assert requests == requests_of(story, manifest, profile)
+    assert (requests, notes) == requests_of(story, manifest, profile)
     tiers = Counter(request.tier for request in requests)
     # Requests that are too long for a tight tier count in a looser one.
     assert [tiers[tier.name] / len(requests) for tier in manifest.spec.tiers] == pytest.approx(

@@ -17,7 +17,7 @@ from multislo_sim.experiments.dynamo import dynamo, dynamo_report, dynamo_tables
 from multislo_sim.scaling.contenders import OURS as SETTINGS
 from multislo_sim.workloads.request import Request
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
-from multislo_sim.workloads.traces import read_trace
+from multislo_sim.workloads.traces import Part, TimeUnit, read_trace
 
 PROFILE = load_profile("llama-3.1-8b-h200-tp1")
 LAW = PROFILE.latency
@@ -46,7 +46,7 @@ ROWS = [
 def test_the_trace_that_is_written_is_read_again_as_the_same_requests(tmp_path: Path) -> None:
     write_trace(tmp_path / "trace.jsonl", REQUESTS)
 
-    read = read_trace(tmp_path / "trace.jsonl")
+    read = read_trace(tmp_path / "trace.jsonl", Part(unit=TimeUnit.MILLISECONDS)).requests
 
     assert [(r.at_s, r.prompt_tokens, r.output_tokens) for r in read] == [
         (r.at_s, r.prompt_tokens, r.output_tokens) for r in REQUESTS

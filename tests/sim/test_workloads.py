@@ -8,7 +8,7 @@ import pytest
 
 from multislo_perf.latency import LatencyModel
 from multislo_sim.workloads.arrivals import Curve, bursts, rise_and_fall, stamps, steady
-from multislo_sim.workloads.build import built_in, from_trace
+from multislo_sim.workloads.build import along, built_in
 from multislo_sim.workloads.request import Request, WorkloadInvalid, faster, with_lengths_at_most, within
 from multislo_sim.workloads.shapes import QUANTILES, SHAPES, shaped_lengths, uniform_lengths
 from multislo_sim.workloads.tiers import (
@@ -84,14 +84,13 @@ def test_a_faster_trace_keeps_its_order_and_its_lengths():
     trace = [Request(0.0, 10, 1), Request(4.0, 20, 2), Request(10.0, 30, 3)]
 
     assert faster(trace, 2.0) == [Request(0.0, 10, 1), Request(2.0, 20, 2), Request(5.0, 30, 3)]
-    assert from_trace(trace, duration_s=4.0, seed=0, rate_factor=2.0) == [Request(0.0, 10, 1), Request(2.0, 20, 2)]
     assert within(trace, 4.0, 6.0) == [Request(0.0, 20, 2)]
 
 
 def test_a_trace_along_a_curve_starts_again_when_its_lengths_run_out():
     trace = [Request(0.0, 10, 1), Request(4.0, 20, 2)]
 
-    requests = from_trace(trace, duration_s=0.0, seed=4, curve=steady(1.0, 100.0))
+    requests = along(steady(1.0, 100.0), trace, seed=4)
 
     assert [request.prompt_tokens for request in requests[:4]] == [10, 20, 10, 20]
 

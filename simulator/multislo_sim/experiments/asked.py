@@ -11,10 +11,11 @@ import click
 
 from multislo_perf.profile import Profile, ProfileInvalid, load_profile
 from multislo_sim.token_range import TokenRange
+from multislo_sim.trace_options import AskedTrace, trace_options
 from multislo_sim.trial import Window
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths, uniform_lengths
-from multislo_sim.workloads.traces import TraceInvalid, read_trace
+from multislo_sim.workloads.traces import TraceInvalid
 
 SHAPED_REQUESTS = 20_000
 UNIFORM = "uniform"
@@ -62,7 +63,7 @@ class Asked:
 
 
 def workload_options(command: Command) -> Command:
-    """`--trace`, `--workload` (with its ranges) and `--profile`: for `lengths_asked`."""
+    """`--trace` (with its part), `--workload` (with its ranges) and `--profile`: for `lengths_asked`."""
     for option in (
         click.option("--output-tokens", type=TokenRange(), default="50-400", show_default=True, help=OF_UNIFORM),
         click.option("--prompt-tokens", type=TokenRange(), default="100-2000", show_default=True, help=OF_UNIFORM),
@@ -70,9 +71,7 @@ def workload_options(command: Command) -> Command:
         click.option(
             "--workload", type=click.Choice([*sorted(SHAPES), UNIFORM]), help="A built-in shape instead of a trace."
         ),
-        click.option(
-            "--trace", type=click.Path(path_type=Path), help="Azure CSV or Mooncake JSONL; its lengths are used."
-        ),
+        trace_options("its lengths are used", "--trace-duration"),
     ):
         command = option(command)
     return command
@@ -80,7 +79,7 @@ def workload_options(command: Command) -> Command:
 
 def lengths_asked(
     profile_name: str,
-    trace: Path | None,
+    trace: AskedTrace | None,
     workload: str | None,
     prompt_tokens: tuple[int, int],
     output_tokens: tuple[int, int],
@@ -90,7 +89,10 @@ def lengths_asked(
     try:
         profile = load_profile(profile_name)
         if trace is not None:
-            return profile, read_trace(trace)
+            read = trace.read(lengths_only=True)
+            for note in read.notes:
+                click.echo(note, err=True)
+            return profile, read.requests
         if workload == UNIFORM:
             return profile, uniform_lengths(SHAPED_REQUESTS, prompt_tokens, output_tokens, 1)
         return profile, shaped_lengths(shape_named(workload or ""), SHAPED_REQUESTS, 1)
@@ -120,7 +122,7 @@ def experiment(
                 Asked(
                     profile,
                     tuple(lengths),
-                    trace.name if trace is not None else workload,
+                    trace.path.name if trace is not None else workload,
                     _named(policies, known, usual),
                     policies is not None,
                     given.pop("instances", 0),

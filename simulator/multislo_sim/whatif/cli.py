@@ -13,15 +13,16 @@ from multislo_api.cli import manifest_at
 from multislo_perf.profile import ProfileInvalid
 from multislo_sim.bound import needs
 from multislo_sim.experiments.show import run_each, save, told
+from multislo_sim.trace_options import AskedTrace, trace_options
 from multislo_sim.whatif.answer import Question, Row, reported, requests_of, row
 from multislo_sim.whatif.case import Case, case_of, fitting, with_profile
 from multislo_sim.whatif.show import SIZE, drawing, tables, wide
-from multislo_sim.whatif.traffic import SPAN_LEAST_S, Slice, busiest, shares_of, slices, with_named_tiers
+from multislo_sim.whatif.traffic import SPAN_LEAST_S, Slice, busiest, shares_of, slices
 from multislo_sim.whatif.vary import VaryInvalid, varied
 from multislo_sim.workloads.build import built_in
 from multislo_sim.workloads.request import Request, WorkloadInvalid
 from multislo_sim.workloads.shapes import SHAPES
-from multislo_sim.workloads.traces import TraceInvalid, read_trace
+from multislo_sim.workloads.traces import Trace, TraceInvalid
 
 BASE = "as it is"
 SHAPED_S = 3600.0
@@ -49,7 +50,7 @@ class ByManifest(click.Group):
 )
 @click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
 @click.option("--profile", help="Instead of the manifest's: a shipped profile's name, or a path.")
-@click.option("--trace", type=FILE, help="Azure CSV or Mooncake JSONL: its requests, by its own stamps.")
+@trace_options("its requests, by their own stamps")
 @click.option("--workload", type=click.Choice(sorted(SHAPES)), help="An hour of a built-in shape instead of a trace.")
 @click.option(
     "--rate-factor", type=float, default=1.0, show_default=True, help="So many times as many users at the same times."
@@ -78,7 +79,7 @@ class ByManifest(click.Group):
 def what_if(
     path: Path,
     profile: str | None,
-    trace: Path | None,
+    trace: AskedTrace | None,
     workload: str | None,
     rate_factor: float,
     shares: str | None,
@@ -97,7 +98,8 @@ def what_if(
     """
     manifest = with_profile(manifest_at(path), profile)
     try:
-        raw = _traffic(trace, workload, seed, [tier.name for tier in manifest.spec.tiers])
+        traffic = _traffic(trace, workload, seed, [tier.name for tier in manifest.spec.tiers])
+        raw = traffic.requests
         questions = [Question(BASE, manifest, rate_factor, None if shares is None else shares_of(shares), seed)]
         questions += [_question(questions[0], change) for change in changes]
         cases = [case_of(question.name, question.manifest) for question in questions]
@@ -107,7 +109,7 @@ def what_if(
         raise click.UsageError(str(error)) from None
     whole = len(parts) > 1 or parts[0].span_s >= raw[-1].at_s
     span_s = raw[-1].at_s if whole else parts[0].length_s
-    said = notes(questions, cases, raw, parts, whole, shares)
+    said = traffic.notes + notes(questions, cases, raw, parts, whole, shares)
     for note in said:
         told(note)
     played = [(part, part.of(raw)) for part in parts]
@@ -115,7 +117,7 @@ def what_if(
     found: dict[str, Row] = run_each(row, {q.name: (q, played, span_s, on) for q in questions}, jobs)
     report = {
         "manifest": f"{manifest.metadata.namespace}/{manifest.metadata.name}",
-        "workload": trace.name if trace is not None else workload,
+        "workload": trace.path.name if trace is not None else workload,
         "seed": seed,
         "span_s": span_s,
         "slices": [
@@ -127,14 +129,14 @@ def what_if(
     _show(report, as_json, png)
 
 
-def _traffic(trace: Path | None, workload: str | None, seed: int, tiers: Sequence[str]) -> list[Request]:
+def _traffic(trace: AskedTrace | None, workload: str | None, seed: int, tiers: Sequence[str]) -> Trace:
     if (trace is None) == (workload is None):
         raise click.UsageError("give either --trace FILE or --workload NAME")
-    raw = read_trace(trace) if trace is not None else built_in(str(workload), SHAPED_S, seed)
-    span_s = raw[-1].at_s if raw else 0.0
+    read = Trace(built_in(str(workload), SHAPED_S, seed)) if trace is None else trace.read(tiers=tiers)
+    span_s = read.requests[-1].at_s if read.requests else 0.0
     if span_s < SPAN_LEAST_S:
         raise WorkloadInvalid(f"--trace: its requests span {span_s:g} s, must be at least {SPAN_LEAST_S:g} s")
-    return raw if trace is None else with_named_tiers(raw, trace, tiers)
+    return read
 
 
 def _question(base: Question, change: str) -> Question:

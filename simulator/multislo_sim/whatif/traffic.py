@@ -1,10 +1,8 @@
 """A user's own traffic: a trace's requests by their own stamps, so many times as many users, each with a tier; and the windows of a long
 trace that stand for the whole. Called by the what-if and by `multislo plan`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 
 from multislo_sim.whatif.case import Case
@@ -59,25 +57,6 @@ def denser(requests: Sequence[Request], factor: float, seed: int) -> list[Reques
     return made
 
 
-def with_named_tiers(requests: Sequence[Request], path: Path, known: Sequence[str]) -> list[Request]:
-    """A trace's requests (as `read_trace` gives them) with the tiers that its JSON lines name under `tier`; a CSV names none."""
-    named: list[tuple[float, str | None]] = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if not line.lstrip().startswith("{"):
-                return list(requests)
-            fields = json.loads(line)
-            tier = fields.get("tier")
-            if tier is not None and tier not in known:
-                legal = ", ".join(known)
-                raise WorkloadInvalid(f"{path}:{number}: tier: {tier!r} must be a tier of the manifest: {legal}")
-            named.append((fields["timestamp"], tier))
-    named.sort(key=lambda pair: pair[0])  # as the requests are, equal stamps in the order of the lines
-    return [replace(request, tier=tier) for request, (_, tier) in zip(requests, named, strict=True)]
-
-
 def shares_of(text: str) -> dict[str, float]:
     """`NAME=SHARE,...`, any positive scale."""
     shares: dict[str, float] = {}
@@ -107,17 +86,9 @@ def assigned(case: Case, requests: Sequence[Request], shares: Mapping[str, float
     tiers = [TierShare(name, given.get(name, 0.0), *case.slo(name)) for name in case.tiers]
     if not sum(tier.share for tier in tiers) > 0.0:
         raise WorkloadInvalid("shares: all are 0, at least one must be greater")
-    drawn = with_tiers(requests, tiers, seed + TIERS_SEED)
     default = case.manifest.spec.default_tier
-    return [
-        _of_tier(case, now, was.tier, default) if was.tier else now for was, now in zip(requests, drawn, strict=True)
-    ]
-
-
-def _of_tier(case: Case, request: Request, named: str, default: str) -> Request:
-    tier = named if named in case.tiers else default
-    ttft_s, tpot_s = case.slo(tier)
-    return replace(request, tier=tier, ttft_s=ttft_s, tpot_s=tpot_s)
+    known = [r if r.tier is None or r.tier in case.tiers else replace(r, tier=default) for r in requests]
+    return with_tiers(known, tiers, seed + TIERS_SEED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ def with_tiers(
     changes: Sequence[MixChange] = (),
     attainable: Callable[[Request, TierShare], bool] | None = None,
 ) -> list[Request]:
-    """Every request with a tier drawn by the shares, and that tier's SLO.
+    """Every request with the tier that it names, else one drawn by the shares, and that tier's SLO.
 
-    With `attainable`, a request that its tier could not serve in time even when idle goes to the next tier in order that could,
+    With `attainable`, a drawn request that its tier could not serve in time even when idle goes to the next tier in order that could,
     and to the last one where none could.
     """
     if not tiers:
@@ -48,6 +48,7 @@ def with_tiers(
             raise WorkloadInvalid(
                 f"shares: {shares} must be {len(tiers)} numbers of at least 0 with a sum greater than 0"
             )
+    named = {tier.name: tier for tier in tiers}
     dice = Random(seed)
     ordered = sorted(changes, key=lambda change: change.at_s)
     assigned = []
@@ -60,7 +61,7 @@ def with_tiers(
         if attainable is not None:
             while index < len(tiers) - 1 and not attainable(request, tiers[index]):
                 index += 1
-        tier = tiers[index]
+        tier = named.get(request.tier or "", tiers[index])
         assigned.append(replace(request, tier=tier.name, ttft_s=tier.ttft_s, tpot_s=tier.tpot_s))
     return assigned
 
