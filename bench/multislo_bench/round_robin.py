@@ -32,7 +32,7 @@ def main(manifest_path: Path, port: int, policy: str, engines: tuple[str, ...]) 
 async def _serve(manifest_path: Path, port: int, policy: str, engines: tuple[str, ...]) -> None:
     manifest = load_manifest(manifest_path)
     config = core_config(manifest, profile_of(manifest.spec))
-    gateway = Gateway(config, shell_settings(manifest, None), RIVALS[policy]())
+    gateway = Gateway(config, shell_settings(manifest), RIVALS[policy]())
     entries = [InstanceEntry(id=f"engine-{index}", url=url) for index, url in enumerate(engines)]
     gateway.set_fleet(InstanceList(instances=entries))
     stop = asyncio.Event()

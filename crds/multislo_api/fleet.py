@@ -1,9 +1,11 @@
 """`GET /fleet` of the router's admin listener, and `PUT /instances`: the documents that router, operator, `multislo top` and the live
 page exchange. Versioned: a reader refuses a version that it does not know."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 TOKEN_HEADER = "x-multislo-fleet-token"
 """Whoever started a router shows by it, with PUT /instances, that it is this one's fleet."""
@@ -17,24 +19,57 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?")
+_ID_LEGAL = '1 to 253 of A-Z, a-z, 0-9, "-", "_", "." and ":", beginning and ending with a letter or digit'
+_URL = re.compile(
+    r"http://([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(:([1-9][0-9]{0,4}))?"
+)
+_URL_LEGAL = "http://HOST or http://HOST:PORT, with a port from 1 to 65535 and nothing behind it"
+INSTANCES_MAX = 65_536
+"""As many as a manifest may have accelerators."""
+
+
+def _id(text: str) -> str:
+    """It becomes a header of answers and a label of metrics."""
+    if _ID.fullmatch(text) is None:
+        raise PydanticCustomError("illegal", "must be {legal}", {"legal": _ID_LEGAL})
+    return text
+
+
+def _url(text: str) -> str:
+    parts = _URL.fullmatch(text)
+    if parts is None or not 1 <= int(parts[4] or 80) <= 65535:
+        raise PydanticCustomError("illegal", "must be {legal}", {"legal": _URL_LEGAL})
+    return text
+
+
 class InstanceEntry(Document):
     """One engine server that the fleet hands to the router."""
 
-    id: str = Field(min_length=1, max_length=253)
-    url: str = Field(pattern=r"^http://[^/ ]+$", description="Base URL, without a path.")
+    model_config = ConfigDict(strict=True)
+
+    id: Annotated[str, AfterValidator(_id)]
+    url: Annotated[str, AfterValidator(_url)] = Field(description="Base URL, without a path.")
     tier: str | None = Field(default=None, description="Home tier; null for the warm pool.")
     state: Literal["starting", "ready", "draining"] = "ready"
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="max_num_batched_tokens that the server was started with; null: its tier's."
+        default=None,
+        ge=1,
+        le=(1 << 31) - 1,
+        description="max_num_batched_tokens that the server was started with; null: its tier's.",
     )
-    epoch: int = Field(default=0, ge=0, description="Raised each time the server restarts under this id.")
+    epoch: int = Field(
+        default=0, ge=0, le=(1 << 63) - 1, description="Raised each time the server restarts under this id."
+    )
 
 
 class InstanceList(Document):
     """Body of `PUT /instances`: the whole fleet (what is absent is gone)."""
 
+    model_config = ConfigDict(strict=True)
+
     version: Literal[1] = 1
-    instances: list[InstanceEntry]
+    instances: list[InstanceEntry] = Field(max_length=INSTANCES_MAX)
 
 
 class LatencyView(Document):

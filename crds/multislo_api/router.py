@@ -8,7 +8,8 @@ from multislo_api.scalars import FilePath, Legal, ObjectName, Part, PodTemplate,
 
 
 class ApiKeys(Part):
-    """Where the router finds the keys that it accepts as `Authorization: Bearer`, one a line. Exactly one of the three."""
+    """Where the router finds the keys that it accepts as `Authorization: Bearer`: one a line, lines that begin with # are comments. Exactly
+    one of the three."""
 
     secret: ObjectName | None = Field(
         default=None, description="Kubernetes Secret in the manifest's namespace. Default: none."

@@ -73,7 +73,7 @@ class ManyRouters:
         options = router.make_context("router", start.command[2:]).params  # The very parser of `multislo router`.
         manifest = manifest_at(options["manifest_path"])
         config = core_config(manifest, load_profile(options["profile_name"]))
-        settings = shell_settings(manifest, None)
+        settings = shell_settings(manifest)
         gateway = Gateway(config, settings)
         token = start.environment.get(TOKEN_VARIABLE)
         admin = Admin(gateway, model=settings.served_names[0], placement=config.placement.value, token=token)

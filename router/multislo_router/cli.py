@@ -19,10 +19,10 @@ from multislo_perf.profile import ProfileInvalid, load_profile
 from multislo_router.core.config import CoreConfig
 from multislo_router.from_manifest import (
     Unusable,
-    api_key_of,
+    api_keys_of,
     core_config,
     profile_of,
-    read_api_key,
+    read_api_keys,
     shell_settings,
 )
 from multislo_router.shell.admin import Admin
@@ -88,7 +88,7 @@ def router(
     own = manifest.spec.router
     try:
         profile = profile_of(manifest.spec) if profile_name is None else load_profile(profile_name)
-        keys = api_key_of(own.api_keys) if api_key_file is None else read_api_key(api_key_file, "--api-key-file")
+        keys = api_keys_of(own.api_keys) if api_key_file is None else read_api_keys(api_key_file, "--api-key-file")
     except (Unusable, ProfileInvalid) as error:
         raise WrongManifest(f"error: {error}") from None
     listeners = Listeners(
@@ -113,7 +113,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: at_once.set() if stop.is_set() else stop.set())
     gateway = _gateway(config, settings)
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    token = _fleet_token()
     admin = Admin(gateway, model=model, placement=config.placement.value, token=token)
     runner = web.AppRunner(admin.application(), access_log=None, shutdown_timeout=ADMIN_CLOSE_S)
     watcher = None if parent_pid is None else asyncio.create_task(_watch(parent_pid, stop, at_once))
@@ -133,10 +133,21 @@ async def _serve(
         await runner.cleanup()
 
 
+def _fleet_token() -> str | None:
+    """None where the variable is not set. One that is set and empty was meant to be a token, and must not open the listener to all."""
+    text = os.environ.get(TOKEN_VARIABLE)
+    if text is None:
+        return None
+    token = text.strip()
+    if not token.isascii() or not token.isprintable() or not token or " " in token:
+        raise WrongManifest(f"error: {TOKEN_VARIABLE} must be one token of visible ASCII characters, or not set")
+    return token
+
+
 def _gateway(config: CoreConfig, settings: ShellSettings) -> Gateway:
     try:
         return Gateway(config, settings)
-    except ValueError as error:  # The tokenizer's file, or the keys.
+    except ValueError as error:  # The tokenizer's file.
         raise WrongManifest(f"error: {error}") from None
 
 

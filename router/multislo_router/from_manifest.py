@@ -9,6 +9,7 @@ from multislo_perf.profile import Profile, load_profile
 from multislo_perf.sizing import batch_tokens
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.events import Scheduler
+from multislo_router.shell.keys import keys_in
 from multislo_router.shell.settings import ShellSettings
 
 SCHEDULERS = {"Stock": Scheduler.FCFS, "Priority": Scheduler.PRIORITY, "SLOAware": Scheduler.SLO_AWARE}
@@ -62,35 +63,35 @@ def engine_limits(engine: Engine, profile: Profile) -> EngineLimits:
     return EngineLimits(limits.kv_tokens_max, seqs_max, limits.scheduler, limits.warm_batch_tokens)
 
 
-def shell_settings(manifest: MultiSLOServing, api_key: bytes | None) -> ShellSettings:
+def shell_settings(manifest: MultiSLOServing, api_keys: tuple[bytes, ...] = ()) -> ShellSettings:
     """What the data path is told."""
     model = manifest.spec.model
     return ShellSettings(
         served_names=tuple(model.served_names),
-        api_key=api_key,
+        api_keys=api_keys,
         extra_paths=tuple((passed.path, tuple(passed.methods)) for passed in manifest.spec.router.paths),
         tokenizer=None if model.tokenizer is None else Path(model.tokenizer),
     )
 
 
-def api_key_of(keys: ApiKeys | None) -> bytes | None:
-    """The keys that the manifest points at, one a line. Raises `Unusable`."""
+def api_keys_of(keys: ApiKeys | None) -> tuple[bytes, ...]:
+    """The keys that the manifest points at; none where it asks for none. Raises `Unusable`."""
     if keys is None:
-        return None
+        return ()
     if keys.secret is not None:
         raise Unusable(
             f'spec.router.apiKeys.secret: "{keys.secret}" is in a cluster; a router started by hand takes --api-key-file'
         )
     if keys.file is not None:
-        return read_api_key(Path(keys.file), "spec.router.apiKeys.file")
+        return read_api_keys(Path(keys.file), "spec.router.apiKeys.file")
     assert keys.env is not None, "the manifest holds exactly one of the three"
     value = os.environb.get(keys.env.encode())
-    if value is None or not value.split():
-        raise Unusable(f"spec.router.apiKeys.env: the variable {keys.env} must be set and hold at least one key")
-    return value
+    if value is None:
+        raise Unusable(f"spec.router.apiKeys.env: the variable {keys.env} is not set; it must hold at least one key")
+    return _keys(value, f"spec.router.apiKeys.env: {keys.env}")
 
 
-def read_api_key(path: Path, named: str) -> bytes:
+def read_api_keys(path: Path, named: str) -> tuple[bytes, ...]:
     """The keys in a file; `named` is who named it, for the message. Raises `Unusable`."""
     try:
         with path.open("rb") as file:
@@ -100,9 +101,14 @@ def read_api_key(path: Path, named: str) -> bytes:
         raise Unusable(f'{named}: "{path}" cannot be read: {reason}') from None
     if len(content) > KEYS_BYTES_MAX:
         raise Unusable(f'{named}: "{path}" must have at most {KEYS_BYTES_MAX} bytes')
-    if not content.split():
-        raise Unusable(f'{named}: "{path}" is empty; it must hold at least one key')
-    return content
+    return _keys(content, f'{named}: "{path}"')
+
+
+def _keys(content: bytes, named: str) -> tuple[bytes, ...]:
+    try:
+        return keys_in(content)
+    except ValueError as error:
+        raise Unusable(f"{named}: {error}") from None
 
 
 def _flag(args: list[str], name: str) -> int | None:

@@ -4,6 +4,7 @@ hands over the fleet. A separate port, loopback by default, on the gateway's own
 
 import asyncio
 import hmac
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +34,7 @@ DECISIONS_SHOWN = 100
 """Decisions in an answer of /debug/decisions that names no number."""
 PROBLEMS_SHOWN = 20
 """Mistakes named in a 400: more help nobody, and the answer to a large bad body stays small."""
+_WHOLE = re.compile(r"[0-9]{1,9}")
 LAG_SAMPLE_S = 0.1
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -126,8 +128,8 @@ class Admin:
         """`instances`: how many must be ready, 1 unless said. 0 asks whether the router knows its fleet, whatever is in it: what a Service
         goes by, since a router without instances still tells its clients why."""
         text = request.query.get("instances", "1")
-        if not text.isascii() or not text.isdigit():
-            return _bad([Problem("instances", text, "a whole number from 0 on")])
+        if _WHOLE.fullmatch(text) is None:
+            return _bad([Problem("instances", text, "a whole number of at most nine digits")])
         if self.gateway.closing:
             return web.Response(status=503, text="shutting down\n")
         if not self.gateway.fleet.told:
@@ -139,8 +141,8 @@ class Admin:
 
     async def get_decisions(self, request: web.Request) -> web.Response:
         text = request.query.get("n", str(DECISIONS_SHOWN))
-        if not text.isascii() or not text.isdigit() or int(text) < 1:
-            return _bad([Problem("n", text, "a whole number from 1 on")])
+        if _WHOLE.fullmatch(text) is None or int(text) < 1:
+            return _bad([Problem("n", text, "a whole number from 1 on, of at most nine digits")])
         recent = list(self.gateway.recent_decisions)[-int(text) :]
         return web.json_response(
             {"decisions": [{"at": at, "decision": type(made).__name__, **asdict(made)} for at, made in recent]}
@@ -154,6 +156,8 @@ class Admin:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _error(413, f"the body is longer than {BODY_BYTES_MAX} bytes", [])
+        except web.RequestPayloadError:
+            return _error(400, "the body cannot be read: it is cut off, or not in its content-encoding", [])
         try:
             fleet = InstanceList.model_validate_json(body)
         except ValidationError as error:
@@ -228,13 +232,13 @@ _LEGAL = {
     "extra_forbidden": "absent: there is no such field",
     "json_invalid": "JSON: {error}",
     "string_type": "a string",
-    "string_too_short": "at least {min_length} long",
-    "string_too_long": "at most {max_length} long",
-    "string_pattern_mismatch": "like {pattern}",
+    "illegal": "{legal}",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "too_long": "a list of at most {max_length} items",
     "list_type": "a list",
     "literal_error": "{expected}",
     "model_type": "an object",

@@ -4,6 +4,7 @@
     |-- the client's   400 malformed, invalid_json, invalid_field, invalid_slo, unknown_tier, too_long
     |                  401 unauthorized    404 not_found, unknown_model    405 method_not_allowed
     |                  408 timeout         413 body_too_large   417 expectation_failed   431 head_too_large
+    |                  501 not_implemented
     |-- the fleet's    429 deadline, queue_full                 (right now it has too little room)
     |                  503 no_instance
     |-- the engine's   502 engine_failed   504 engine_silent
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     SHUTTING_DOWN = "shutting_down"
     CONNECTIONS_FULL = "connections_full"
+    NOT_IMPLEMENTED = "not_implemented"
 
 
 STATUS: dict[Reason, tuple[int, str]] = {
@@ -69,6 +71,7 @@ STATUS: dict[Reason, tuple[int, str]] = {
     Reason.INTERNAL: (500, "server_error"),
     Reason.SHUTTING_DOWN: (503, "server_error"),
     Reason.CONNECTIONS_FULL: (503, "server_error"),
+    Reason.NOT_IMPLEMENTED: (501, "invalid_request_error"),
 }
 """HTTP status and the `type` of OpenAI's error body. `code` is the reason, but for the two that OpenAI's clients know by a name."""
 
@@ -93,6 +96,7 @@ PHRASE = {
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
+    501: b"Not Implemented",
     502: b"Bad Gateway",
     503: b"Service Unavailable",
     504: b"Gateway Timeout",

@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
 import os
@@ -71,9 +70,6 @@ class Gateway:
         self.core_config = core_config
         self.settings = settings
         self.slo_aware = core_config.engine.scheduler is Scheduler.SLO_AWARE
-        self.keys = tuple((settings.api_key or b"").split())
-        if settings.api_key is not None and not self.keys:
-            raise ValueError("api_key: the file or variable is empty; it must hold at least one key")
         self.recent_decisions: deque[tuple[float, Decision]] = deque(maxlen=RECENT_DECISIONS)
         """Unix time and decision, oldest first."""
         self.decision_seconds = Histogram(DECISION_EDGES)
@@ -211,16 +207,6 @@ class Gateway:
 
     def new_request_id(self) -> bytes:
         return b"%b%x" % (self._request_id_prefix, next(self._request_ids))
-
-    def check_key(self, head: RequestHead) -> None:
-        """Raises a `Fault` unless the request bears one of the keys. All keys are compared, in constant time."""
-        scheme, _, key = (head.authorization or b"").partition(b" ")
-        known = False
-        if scheme.lower() == b"bearer":
-            for legal in self.keys:
-                known |= hmac.compare_digest(key.strip(), legal)
-        if not known:
-            raise Fault(Reason.UNAUTHORIZED, "authorization: must be 'Bearer KEY' with a key of this server")
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
         """A complete request: answers it now, or sets `client.exchange` and answers it later."""

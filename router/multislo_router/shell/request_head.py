@@ -17,6 +17,7 @@ class Header(Enum):
     EXPECT = auto()
     CONTENT_LENGTH = auto()
     AUTHORIZATION = auto()
+    API_KEY = auto()
     REQUEST_ID = auto()
     TTFT = auto()
     TPOT = auto()
@@ -40,6 +41,7 @@ HEADERS: dict[bytes, Header] = {
     b"expect": Header.EXPECT,
     b"content-length": Header.CONTENT_LENGTH,
     b"authorization": Header.AUTHORIZATION,
+    b"x-api-key": Header.API_KEY,
     b"x-request-id": Header.REQUEST_ID,
     b"x-slo-ttft-ms": Header.TTFT,
     b"x-llm-d-slo-ttft-ms": Header.TTFT,
@@ -67,14 +69,18 @@ class RequestHead:
     content_length: int | None = None
     has_body: bool = False
     hosts: int = 0
+    host: bytes = b""
+    transfer_encoding: bytes | None = None
     expect: bytes | None = None
     authorization: bytes | None = None
+    api_key: bytes | None = None
+    """The header `x-api-key`."""
     ttft: tuple[bytes, bytes] | None = None
     """Header's name and value as the client wrote them; likewise `tpot`."""
     tpot: tuple[bytes, bytes] | None = None
     tier: bytes | None = None
 
-    def read(self, headers: list[tuple[bytes, bytes]], *, keep_authorization: bool) -> None:
+    def read(self, headers: list[tuple[bytes, bytes]], *, keep_credentials: bool) -> None:
         """Takes all header fields in their order."""
         relayed: list[bytes] = []
         meaning_of = HEADERS.get
@@ -85,15 +91,22 @@ class RequestHead:
                 relayed.append(b"%b: %b\r\n" % (name, value))
             elif meaning is Header.HOST:
                 self.hosts += 1
+                self.host = value
             elif meaning is Header.HOP:
                 if name.lower() == b"transfer-encoding":
                     self.has_body = True
+                    given = self.transfer_encoding
+                    self.transfer_encoding = value if given is None else given + b", " + value
             elif meaning is Header.CONTENT_LENGTH:
                 self.content_length = int(value)
                 self.has_body = True
             elif meaning is Header.AUTHORIZATION:
                 self.authorization = value
-                if keep_authorization:
+                if keep_credentials:
+                    relayed.append(b"%b: %b\r\n" % (name, value))
+            elif meaning is Header.API_KEY:
+                self.api_key = value
+                if keep_credentials:
                     relayed.append(b"%b: %b\r\n" % (name, value))
             elif meaning is Header.CONNECTION:
                 dropped += [token.strip().lower() for token in value.split(b",")]

@@ -37,6 +37,7 @@ OPEN: Final = frozenset((Route.HEALTH, Route.OPTIONS))
 """Answered without a key: load balancers and browsers' preflights show none."""
 
 MODELS: Final = b"/v1/models"
+MESSAGES: Final = b"/v1/messages"
 ANY_PATH: Final = b"*"
 """The target of `OPTIONS *`: the server as a whole."""
 
@@ -70,7 +71,7 @@ _OWN: Final = (
     (b"/v1/chat/completions", b"POST", Route.CHAT),
     (b"/v1/completions", b"POST", Route.COMPLETIONS),
     (b"/v1/responses", b"POST", Route.RESPONSES),
-    (b"/v1/messages", b"POST", Route.MESSAGES),
+    (MESSAGES, b"POST", Route.MESSAGES),
     (MODELS, b"GET", Route.MODELS),
     (b"/health", b"GET", Route.HEALTH),
     (b"/", b"GET", Route.HEALTH),
@@ -88,6 +89,11 @@ class Target:
     wire: bytes
     allow: bytes = b""
     """The methods of the path, as the header `Allow` lists them."""
+
+    @property
+    def is_anthropic(self) -> bool:
+        """Whether its clients speak Anthropic's dialect: they show their key as `x-api-key`."""
+        return self.path == MESSAGES or self.path.startswith(MESSAGES + b"/")
 
     @property
     def model(self) -> bytes:

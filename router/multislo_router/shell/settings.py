@@ -10,8 +10,8 @@ class ShellSettings:
 
     served_names: tuple[str, ...] = ()
     """Model names that clients may ask for, the first one being the model's own. Empty: any name is relayed."""
-    api_key: bytes | None = None
-    """The content of the key file or variable: one key a line, any of them opens the door. None: no key is asked for."""
+    api_keys: tuple[bytes, ...] = ()
+    """Any of them opens the data port. Without one no key is asked for."""
     tokenizer: Path | None = None
     """A tokenizer.json to count prompts with; None: their length is estimated from bytes."""
     extra_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -194,7 +194,7 @@ def test_the_routers_believe_what_a_router_with_the_whole_manifest_would(cluster
     profile = parse_document(made["ConfigMap", "llama-profile"]["data"]["profile.yaml"], "profile").profile()
     whole = manifest_from(cluster.document)
     assert core_config(read, profile) == core_config(whole, PROFILE)
-    assert shell_settings(read, None) == shell_settings(whole, None)
+    assert shell_settings(read) == shell_settings(whole)
     assert (read.spec.router.port, read.spec.router.admin_port) == (8080, 9090)
     assert read.metadata.name == "llama"
 

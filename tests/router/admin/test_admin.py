@@ -69,9 +69,13 @@ async def test_a_fleet_that_is_put_is_the_fleet_that_is_told(fresh: TestServer) 
             ("instances[0].tier", '"fast"', "one of realtime, interactive, batch, or null for the warm pool"),
         ),
         ({"state": "gone"}, ("instances[0].state", '"gone"', "'starting', 'ready' or 'draining'")),
-        ({"url": "ftp://x"}, ("instances[0].url", '"ftp://x"', "like ^http://[^/ ]+$")),
         ({"epoch": -1}, ("instances[0].epoch", "-1", "at least 0")),
-        ({"id": ""}, ("instances[0].id", '""', "at least 1 long")),
+        ({"epoch": 1.5}, ("instances[0].epoch", "1.5", "a whole number")),
+        ({"epoch": "1"}, ("instances[0].epoch", '"1"', "a whole number")),
+        ({"epoch": 1 << 80}, ("instances[0].epoch", str(1 << 80), "at most 9223372036854775807")),
+        ({"batch_tokens": 0}, ("instances[0].batch_tokens", "0", "at least 1")),
+        ({"batch_tokens": True}, ("instances[0].batch_tokens", "true", "a whole number")),
+        ({"id": 7}, ("instances[0].id", "7", "a string")),
         ({"Tier": "batch"}, ("instances[0].Tier", '"batch"', "absent: there is no such field")),
     ],
 )
@@ -79,6 +83,100 @@ async def test_a_wrong_field_is_named_with_its_value_and_what_is_legal(
     fresh: TestServer, change: dict[str, Any], expected: tuple[str, str, str]
 ) -> None:
     assert await problems(fresh, {"instances": [entry(**change)]}) == [expected]
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "",
+        "i\r\nx: 1",
+        "i\n",
+        "i 0",
+        " i",
+        'i"',
+        "i\\",
+        "i,j",
+        "i\x00",
+        "i\u007f",
+        "\u00ef",
+        "\u2028",
+        "-i",
+        "i/",
+        "i" * 254,
+    ],
+)
+async def test_an_id_that_is_no_header_and_no_label_is_refused(fresh: TestServer, id: str) -> None:
+    [(path, _, legal)] = await problems(fresh, {"instances": [entry(id=id)]})
+    assert path == "instances[0].id"
+    assert legal.startswith("1 to 253 of A-Z, a-z, 0-9,")
+    assert (await asked(fresh, "GET", "/fleet"))[1]["generation"] == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "http://", "http://:1", "127.0.0.1:1", "//127.0.0.1:1", "https://a:1", "ftp://a", "HTTP://a", "unix:/x"),
+        *("http://a:abc", "http://a:0", "http://a:-1", "http://a:65536", "http://a:99999", "http://a:", "http://a:01"),
+        *(
+            "http://a:1/",
+            "http://a:1/v1",
+            "http://a:1?x",
+            "http://a:1#x",
+            "http://u:p@a:1",
+            "http://u@a",
+            "http://a:1:2",
+        ),
+        *(
+            "http://a\r\nx: 1",
+            "http://a:1\n",
+            "http://a b",
+            " http://a",
+            "http://a\x00",
+            "http://\u00e4",
+            "http://[::1",
+            "http://[x]:1",
+        ),
+    ],
+)
+async def test_a_url_that_is_no_host_and_port_is_refused(fresh: TestServer, url: str) -> None:
+    [(path, _, legal)] = await problems(fresh, {"instances": [entry(url=url)]})
+    assert (path, legal) == (
+        "instances[0].url",
+        "http://HOST or http://HOST:PORT, with a port from 1 to 65535 and nothing behind it",
+    )
+    assert (await asked(fresh, "GET", "/fleet"))[1]["generation"] == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a", "http://a:1", "http://[::1]:65535", "http://pod-0.svc.cluster.local:8000", "http://engine_1:80"]
+)
+async def test_every_host_and_port_is_taken(fresh: TestServer, url: str) -> None:
+    assert (await asked(fresh, "PUT", "/instances", json={"instances": [entry(url=url)]}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"instances":' * 50_000,
+        b'{"instances": [{"epoch": ' + b"9" * 10_000 + b"}]}",
+        b"null",
+        b"NaN",
+    ],
+)
+async def test_a_body_that_is_no_list_of_instances_is_a_400(fresh: TestServer, body: bytes) -> None:
+    status, answer = await asked(fresh, "PUT", "/instances", data=body)
+    assert status == 400
+    assert answer["error"]["problems"]
+
+
+async def test_a_body_in_an_encoding_that_it_is_not_in_is_a_400(fresh: TestServer) -> None:
+    async with ClientSession() as session:
+        url, headers = fresh.make_url("/instances"), {"content-encoding": "gzip"}
+        async with session.put(url, data=BytesIO(b'{"instances": []}'), headers=headers) as answer:
+            assert answer.status == 400
 
 
 async def test_all_mistakes_are_named_at_once_and_nothing_is_changed(fresh: TestServer) -> None:
@@ -169,7 +267,7 @@ async def test_the_last_decisions_are_told_with_their_terms(served: TestServer, 
     } <= placed.keys()
 
 
-@pytest.mark.parametrize("n", ["0", "-3", "x", ""])
+@pytest.mark.parametrize("n", ["0", "-3", "x", "", "9" * 5000])
 async def test_a_wrong_number_of_decisions_is_refused(served: TestServer, n: str) -> None:
     status, answer = await asked(served, "GET", f"/debug/decisions?n={n}")
     assert status == 400

@@ -10,7 +10,8 @@ from multislo_perf.sizing import batch_tokens
 from multislo_router.core.config import Overload, Placement
 from multislo_router.core.events import Scheduler
 from multislo_router.core.machine import RouterCore
-from multislo_router.from_manifest import Unusable, api_key_of, core_config, profile_of, read_api_key, shell_settings
+from multislo_router.from_manifest import Unusable, api_keys_of, core_config, profile_of, read_api_keys, shell_settings
+from multislo_router.shell.keys import keys_in
 
 PROFILE = load_profile("llama-3.1-8b-h200-tp1")
 TEXT = """
@@ -59,31 +60,75 @@ def test_the_engines_limits_are_the_profiles_and_the_users_own_flags() -> None:
 
 
 def test_clients_may_ask_for_the_names_that_the_engines_answer_to() -> None:
-    assert shell_settings(manifest(), None).served_names == ("llama",)
+    assert shell_settings(manifest()).served_names == ("llama",)
     unnamed = manifest(TEXT.replace("servedNames: [llama], ", ""))
-    assert shell_settings(unnamed, None).served_names == ("org/llama",)
+    assert shell_settings(unnamed).served_names == ("org/llama",)
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("one\ntwo\n")
     monkeypatch.setenv("ROUTER_KEYS", "three")
-    assert api_key_of(None) is None
-    assert api_key_of(ApiKeys(file=str(file))) == b"one\ntwo\n"
-    assert api_key_of(ApiKeys(env="ROUTER_KEYS")) == b"three"
+    assert api_keys_of(None) == ()
+    assert api_keys_of(ApiKeys(file=str(file))) == (b"one", b"two")
+    assert api_keys_of(ApiKeys(env="ROUTER_KEYS")) == (b"three",)
 
 
 def test_keys_that_cannot_be_had_are_named_with_the_field_that_wants_them(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.write_text(" \n")
-    with pytest.raises(Unusable, match=r"spec\.router\.apiKeys\.file: .* is empty"):
-        api_key_of(ApiKeys(file=str(empty)))
+    with pytest.raises(Unusable, match=r"spec\.router\.apiKeys\.file: .* it must hold at least one"):
+        api_keys_of(ApiKeys(file=str(empty)))
     with pytest.raises(Unusable, match=r"--api-key-file: .* cannot be read: Is a directory"):
-        read_api_key(tmp_path, "--api-key-file")
-    with pytest.raises(Unusable, match=r"spec\.router\.apiKeys\.env: the variable NOT_SET_ANYWHERE must be set"):
-        api_key_of(ApiKeys(env="NOT_SET_ANYWHERE"))
+        read_api_keys(tmp_path, "--api-key-file")
+    with pytest.raises(Unusable, match=r"spec\.router\.apiKeys\.env: the variable NOT_SET_ANYWHERE is not set"):
+        api_keys_of(ApiKeys(env="NOT_SET_ANYWHERE"))
     with pytest.raises(Unusable, match=r"spec\.router\.apiKeys\.secret: .* takes --api-key-file"):
-        api_key_of(ApiKeys(secret="keys"))
+        api_keys_of(ApiKeys(secret="keys"))
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        (b"# team a\nsk-a\n\n   # team b\n\tsk-b \n", (b"sk-a", b"sk-b")),
+        (b"sk-a\r\n#x\r\nsk-b\r\n", (b"sk-a", b"sk-b")),
+        (b"\xef\xbb\xbf# a BOM before the comment\nsk-a", (b"sk-a",)),
+        (b"\xef\xbb\xbfsk-a#1", (b"sk-a#1",)),
+        (b"sk-a\rsk-b", (b"sk-a", b"sk-b")),
+    ],
+)
+def test_a_key_file_has_one_key_a_line_and_comments_are_none(content: bytes, keys: tuple[bytes, ...]) -> None:
+    assert keys_in(content) == keys
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "there is no key in it"),
+        (b"\n \t\r\n", "there is no key in it"),
+        (b"# only\n# comments\n", "there is no key in it"),
+        (b"\xef\xbb\xbf", "there is no key in it"),
+        (b"sk-a\nteam b\n", "line 2 must be one key"),
+        (b"sk-a # team a\n", "line 1 must be one key"),
+        (b"sk-\xc3\xa4\n", "line 1 must be one key"),
+        ("sk-a\n".encode("utf-16"), "line 1 must be one key"),
+        (b"sk-a\x00\n", "line 1 must be one key"),
+        (b"a" * 513, "line 1 must be one key: 1 to 512 visible ASCII characters"),
+    ],
+)
+def test_a_key_file_that_is_none_is_refused_without_showing_a_key(content: bytes, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as refused:
+        keys_in(content)
+
+    assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["", "  ", "# key", "two keys"])
+def test_a_variable_without_a_key_is_refused_by_its_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_KEYS", value)
+
+    with pytest.raises(Unusable, match=r"spec\.router\.apiKeys\.env: ROUTER_KEYS: "):
+        api_keys_of(ApiKeys(env="ROUTER_KEYS"))
 
 
 def test_a_profile_in_a_cluster_cannot_be_read_here() -> None:

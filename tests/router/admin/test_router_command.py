@@ -214,3 +214,12 @@ async def test_what_cannot_be_read_is_named(manifest: str, option: tuple[str, st
     assert code == 2
     assert says in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("token", ["", " ", "two tokens", "t\u00f6ken"])
+async def test_a_fleet_token_that_is_none_does_not_open_the_admin_port(
+    manifest: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    code, said = await failed("router", "-f", manifest, "--port", "0", "--admin-port", "0")
+    assert (code, "MULTISLO_FLEET_TOKEN must be one token" in said) == (2, True)

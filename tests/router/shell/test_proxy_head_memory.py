@@ -38,7 +38,7 @@ async def test_requests_that_differ_only_in_their_bodies_are_all_served_right(ki
 
 
 async def test_a_key_is_checked_on_every_head(kit: Any) -> None:
-    stage = await kit.stage(api_key=b"right")
+    stage = await kit.stage(api_keys=(b"right",))
     good = await stage.client()
 
     for _ in range(3):

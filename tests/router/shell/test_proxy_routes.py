@@ -108,7 +108,7 @@ async def test_a_path_with_another_method_is_a_405_that_names_the_right_ones(kit
 
 
 async def test_options_are_answered_by_the_router_without_a_key(kit: Any) -> None:
-    stage = await kit.stage(api_key=b"key")
+    stage = await kit.stage(api_keys=(b"key",))
     client = await stage.client()
     answers = []
 
@@ -145,7 +145,7 @@ async def test_a_model_that_is_a_folder_is_found(kit: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/", "//", "/health/"])
 async def test_health_is_answered_without_a_key_and_without_instances(kit: Any, path: str) -> None:
-    stage = await kit.stage(api_key=b"key")
+    stage = await kit.stage(api_keys=(b"key",))
     stage.set_fleet()
     client = await stage.client()
 

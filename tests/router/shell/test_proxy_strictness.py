@@ -30,6 +30,20 @@ GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: r\r\n"
         GOOD + b"transfer-encoding: gzip\r\n\r\n{}",
         GOOD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
         GOOD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}x\r\n0\r\n\r\n",
+        b"GET /v1/models\r\n\r\n",
+        b"GET /v1/models HTTP/0.9\r\n\r\n",
+        b"GET /v1/models HTTP/2.0\r\nhost: a\r\n\r\n",
+        b"GET /v1/models HTTP/1.2\r\nhost: a\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\nhost: a\n\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a b\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a@b\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a/b\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a:b\r\n\r\n",
+        b"GET /v1/models HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n",
+        b"POST /v1/completions HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        GOOD + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        GOOD + b"transfer-encoding: chunked\r\ntransfer-encoding: gzip\r\n\r\n0\r\n\r\n",
+        GOOD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\ncontent-length: 5\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
@@ -45,6 +59,39 @@ async def test_a_malformed_request_gets_a_400_and_the_connection_is_closed(kit: 
     assert answer.error["type"] == "invalid_request_error"
     assert await client.rest() == b""
     assert not stage.engines[0].asked
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [
+        b"gzip, chunked",
+        b"GZIP,chunked",
+        b"identity, chunked",
+        b", chunked",
+        b"gzip\r\ntransfer-encoding: chunked",
+        b"deflate;q=1, chunked",
+    ],
+)
+async def test_a_body_in_a_coding_besides_chunked_is_refused(kit: Any, coding: bytes) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    await client.send(GOOD + b"transfer-encoding: " + coding + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+    answer = await client.answer()
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (501, "not_implemented")
+    assert "must be chunked" in answer.error["message"]
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("host", ["", "r", "r:8000", "127.0.0.1:1", "[::1]:8000", "a-b.c_d.example", "R:"])
+async def test_every_host_that_is_one_is_taken(kit: Any, host: str) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    await client.send(f"GET /v1/models HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+
+    assert (await client.answer()).status == 200
 
 
 async def test_a_malformed_request_behind_good_ones_is_answered_after_them(kit: Any) -> None:
@@ -275,7 +322,7 @@ async def test_connect_is_refused(kit: Any) -> None:
 
 
 async def test_a_key_is_asked_for_and_ends_at_the_router(kit: Any) -> None:
-    stage = await kit.stage(api_key=b"first-key\nsecond-key\n")
+    stage = await kit.stage(api_keys=(b"first-key", b"second-key"))
     client = await stage.client()
 
     good = [
@@ -299,6 +346,26 @@ async def test_a_key_is_asked_for_and_ends_at_the_router(kit: Any) -> None:
     assert all("authorization" not in asked.headers for asked in stage.engines[0].asked)
 
 
-async def test_an_empty_key_file_opens_no_door(kit: Any) -> None:
-    with pytest.raises(ValueError, match="api_key"):
-        await kit.stage(api_key=b"\n")
+MESSAGE = {"model": "llama", "max_tokens": 3, "messages": [{"role": "user", "content": "Hello?"}]}
+
+
+async def test_x_api_key_opens_the_messages_api_and_nothing_else(kit: Any) -> None:
+    stage = await kit.stage(api_keys=(b"key",))
+    statuses = []
+
+    for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions", "/v1/messagesx"):
+        for headers in ("x-api-key: key\r\n", "x-api-key: yek\r\n", "x-api-key: yek\r\nauthorization: Bearer key\r\n"):
+            client = await stage.client()
+            statuses.append((await client.ask(MESSAGE, path, headers)).status)
+
+    assert statuses == [200, 401, 200, 200, 401, 200, 401, 401, 200, 401, 401, 404]
+    assert all("x-api-key" not in asked.headers for asked in stage.engines[0].asked)
+
+
+async def test_without_keys_an_x_api_key_is_relayed(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+
+    await client.ask(MESSAGE, "/v1/messages", "x-api-key: the-engine-s\r\n")
+
+    assert stage.engines[0].asked[0].headers["x-api-key"] == "the-engine-s"
