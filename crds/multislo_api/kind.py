@@ -1,8 +1,7 @@
-"""The MultiSLOServing kind (multislo.dev/v1alpha1): what may be written in a manifest, its bounds and its defaults. Read through
-`multislo_api.manifest`, which adds what no single field can tell; the reference and the Kubernetes CRD are generated from here.
+"""The MultiSLOServing kind (multislo.dev/v1alpha1): the fields of a manifest, their bounds and their defaults. `multislo_api.manifest`
+reads it and adds the rules that concern several fields. The reference and the Kubernetes CRD are generated from here.
 
-Every field's description ends with its unit where it has one and its default where it has one. `Legal` is the same in the
-words that a problem uses.
+Every field's description ends with its unit and its default, where it has them. `Legal` says what is legal in the words of a problem.
 """
 
 from typing import Annotated, Literal
@@ -32,11 +31,11 @@ KIND = "MultiSLOServing"
 
 
 class Metadata(Part):
-    """Which fleet this is."""
+    """Identity of the fleet."""
 
-    name: Name = Field(description="Name of the fleet, and of everything that is made for it.")
+    name: Name = Field(description="Name of the fleet. The names of all its objects begin with it.")
     namespace: Namespace = Field(
-        default="default", description="Kubernetes namespace; without meaning on one machine. Default: default."
+        default="default", description="Kubernetes namespace; not used on one machine. Default: default."
     )
     labels: dict[str, str] = Field(
         default={}, max_length=64, description="Kubernetes labels; kept, not read. Default: none."
@@ -50,29 +49,29 @@ class Model(Part):
     """The LLM that the fleet serves."""
 
     name: ModelName = Field(
-        description="What the engine loads: a model's name on a hub, or a folder. Not changeable once created."
+        description="Model that the engine loads: its name on a hub, or a folder. Cannot be changed after creation."
     )
     served_names: list[ModelName] = Field(
         default_factory=lambda valid: [valid["name"]],
         min_length=1,
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description='Names that clients may give as "model", each once. Default: the model\'s own name alone.',
+        description='Names that clients may give as "model". Default: the model\'s own name.',
     )
     max_length: int | None = Field(
         default=None,
         ge=1,
         le=16_777_216,
-        description="Longest request, prompt and output together, in tokens. Default: what fits the engine's KV cache.",
+        description="Longest request, prompt and output together, in tokens. Default: as much as the engine's KV cache holds.",
     )
     tokenizer: FilePath | None = Field(
         default=None,
-        description="A tokenizer.json with which the router counts prompt tokens exactly. Default: none, lengths are estimated from bytes.",
+        description="Path of a tokenizer.json, with which the router counts prompt tokens exactly. Default: none, they are estimated from bytes.",
     )
     token_secret: ObjectName | None = Field(
         default=None,
-        description="Kubernetes Secret in the manifest's namespace whose key token holds the Hugging Face token that the engines load the "
-        "model with; on one machine the environment's HF_TOKEN is used. Default: none.",
+        description="Kubernetes Secret in the manifest's namespace. Its key token holds the Hugging Face token with which engines load the "
+        "model. On one machine, HF_TOKEN of the environment is used instead. Default: none.",
     )
 
 
@@ -110,7 +109,7 @@ Profile = Annotated[
 
 
 class Accelerator(Part):
-    """What one engine instance occupies."""
+    """The accelerators of one instance."""
 
     resource: Annotated[
         str,
@@ -127,37 +126,41 @@ class Accelerator(Part):
         default=1,
         ge=1,
         le=64,
-        description="Accelerators of one instance (its tensor-parallel size), as the profile was measured. Default: 1.",
+        description="Accelerators of one instance: its tensor-parallel size, the same as in the profile. Default: 1.",
     )
 
 
 class Emulation(Part):
-    """How emulated engines differ from the profile. Without effect on engines of type VLLM."""
+    """How emulated engines differ from the profile. No effect with type VLLM."""
 
     slow_down: float = Field(
-        default=1.0, ge=0.01, le=100.0, allow_inf_nan=False, description="Factor on every iteration's time. Default: 1."
+        default=1.0,
+        ge=0.01,
+        le=100.0,
+        allow_inf_nan=False,
+        description="Factor on the time of every iteration. Default: 1.",
     )
     startup_s: Annotated[float, Duration(most_s=3600)] | None = Field(
         default=None,
         alias="startup",
-        description="Time from the start of a process to its readiness, a duration. Default: the profile's.",
+        description="Time from the start of a process until it is ready, a duration. Default: the profile's startupS.",
     )
     jitter: float = Field(
         default=0.0,
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="Random spread of an iteration's time, as a share of it. Default: 0.",
+        description="Random variation of an iteration's time, as a share of it. Default: 0.",
     )
 
 
 class Cache(Part):
-    """Where an engine keeps what it has downloaded. Without meaning on one machine, and for Emulated."""
+    """Where engines keep downloaded weights. Not used on one machine or with type Emulated."""
 
     claim: ObjectName | None = Field(
         default=None,
-        description="PersistentVolumeClaim in the manifest's namespace (ReadWriteMany, where engines run on several nodes) that keeps the "
-        "model's weights between starts. Default: none, each pod downloads them.",
+        description="PersistentVolumeClaim in the manifest's namespace that keeps the model's weights between starts. It must be "
+        "ReadWriteMany if engines run on several nodes. Default: none, each pod downloads the weights.",
     )
 
 
@@ -166,12 +169,12 @@ class Engine(Part):
 
     type: Literal["VLLM", "Emulated"] = Field(
         default="VLLM",
-        description="VLLM, or Emulated: an engine without a GPU that keeps the profile's timing. Default: VLLM.",
+        description="VLLM, or Emulated (needs no GPU; its timing follows the profile). Default: VLLM.",
     )
     scheduler: Literal["Stock", "Priority", "SLOAware"] = Field(
         default="Stock",
-        description="Inside the engine: Stock (first come, first served), Priority (deadlines as vLLM's priority) or SLOAware (our "
-        "planner as a plug-in). Default: Stock.",
+        description="How the engine orders requests: Stock (first come, first served), Priority (deadlines as vLLM's priority) or SLOAware "
+        "(multislo's own planner; only with type Emulated, there is no vLLM plug-in). Default: Stock.",
     )
     image: Annotated[
         str,
@@ -184,132 +187,134 @@ class Engine(Part):
     args: list[Argument] = Field(
         default=[],
         max_length=128,
-        description="More flags for the engine; they win over the ones that a tier needs. Default: none.",
+        description="More flags for the engine. They override the flags that multislo sets. Default: none.",
     )
     accelerator: Accelerator = Field(
-        default=Accelerator(), description="What one instance occupies. Default: one nvidia.com/gpu."
+        default=Accelerator(), description="Accelerators of one instance. Default: one nvidia.com/gpu."
     )
     pod_template: PodTemplate = Field(
         default={},
-        description="What to lay over the pods' template, as a strategic merge: a mapping with metadata and spec (node selector, "
-        "tolerations, volumes, environment, resources). Default: nothing.",
+        description="Changes to the engines' pod template, applied as a strategic merge: a mapping with metadata and spec (node selector, "
+        "tolerations, volumes, environment, resources). Default: none.",
     )
     cache: Cache = Field(
-        default=Cache(), description="Where an engine keeps what it has downloaded. Default: in its pod, and no longer."
+        default=Cache(),
+        description="Where engines keep downloaded weights. Default: in the pod, so they are lost with it.",
     )
     emulation: Emulation = Field(
-        default=Emulation(), description="How emulated engines differ from the profile. Default: not at all."
+        default=Emulation(), description="How emulated engines differ from the profile. Default: they do not."
     )
     command: list[Argument] | None = Field(
         default=None,
         min_length=1,
         max_length=128,
-        description="Program and first arguments that start a VLLM engine on one machine. Default: none, `vllm serve` as found on PATH.",
+        description="Program and first arguments that start a VLLM engine on one machine. Default: `vllm serve`, found on PATH.",
     )
 
 
 class Slo(Part):
-    """When tokens are due: token i of a request at ttft + i * tpot after its arrival."""
+    """Deadlines of a tier: token i of a request (from 0) is due at its arrival + ttft + i * tpot."""
 
     ttft_s: Annotated[float, Duration(most_s=3600, above=True)] = Field(
         alias="ttft",
-        description="Time to the first token, a duration; what a request of this tier gets that names none of its own.",
+        description="Time to the first token, a duration. Applies to requests of this tier that bring no TTFT of their own.",
     )
     tpot_s: Annotated[float, Duration(most_s=60, above=True)] = Field(
-        alias="tpot", description="Time per output token after the first, a duration; no other tier may have the same."
+        alias="tpot", description="Time per output token after the first, a duration. Each tier needs a different one."
     )
 
 
 class Instances(Part):
-    """How many engines call a tier their home."""
+    """Bounds on the number of a tier's instances."""
 
-    min: Count = Field(
-        default=1, description="Least instances; 0 lets an unused tier give up all of its own. Default: 1."
-    )
+    min: Count = Field(default=1, description="Fewest instances; with 0, an unused tier keeps none. Default: 1.")
     max: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=1024, description="Most instances, not under min. Default: 1024, so scaling.acceleratorsMax decides."
+        default=1024,
+        description="Most instances, at least min. Default: 1024, so that scaling.acceleratorsMax is the limit.",
     )
 
 
 class Tier(Part):
-    """An SLO class. A tier is its TPOT; its TTFT is the default of its requests."""
+    """An SLO class. Its TPOT identifies it; its TTFT is the default for its requests."""
 
-    name: TierName = Field(description="Name of the tier, unique in the manifest; what clients give as service_tier.")
-    slo: Slo = Field(description="When its tokens are due.")
+    name: TierName = Field(description="Name of the tier, unique in the manifest. Clients may give it as service_tier.")
+    slo: Slo = Field(description="Deadlines of the tier's tokens.")
     instances: Instances = Field(
-        default=Instances(), description="How many engines call it their home. Default: 1 to 1024."
+        default=Instances(), description="Bounds on the number of the tier's instances. Default: 1 to 1024."
     )
     overload: Literal["Queue", "BestEffort", "Reject"] = Field(
         default="Queue",
-        description="What becomes of a request that can no longer be in time: Queue (late, in its turn), BestEffort (late, behind all "
-        "that is in time) or Reject (429 with Retry-After). Default: Queue.",
+        description="What happens to a request that can no longer meet its deadline: Queue (served late, in turn), BestEffort (served "
+        "late, after all requests that can be in time) or Reject (429 with Retry-After). Default: Queue.",
     )
 
 
 class WarmPool(Part):
-    """Started instances without a tier: a tier that needs one gets it without waiting for a start."""
+    """Running instances that belong to no tier. A tier that needs one gets it without waiting for a start."""
 
-    min: Count = Field(default=0, description="Least instances kept warm. Default: 0.")
+    min: Count = Field(default=0, description="Fewest instances in the pool. Default: 0.")
     max: Count = Field(
-        default=2, description="Most instances kept warm, not under min; 0 for no warm pool. Default: 2."
+        default=2, description="Most instances in the pool, at least min; 0 turns the warm pool off. Default: 2."
     )
 
 
 class ScaleDown(Part):
-    """How instances leave."""
+    """How instances are removed."""
 
     stabilization_s: Annotated[float, Duration(most_s=86_400)] = Field(
         default=120.0,
         alias="stabilization",
-        description="How long an instance must have been unneeded before it goes, a duration. Default: 2m.",
+        description="How long an instance must be unneeded before it is removed, a duration. Default: 2m.",
     )
     drain_timeout_s: Annotated[float, Duration(most_s=86_400)] = Field(
         default=900.0,
         alias="drainTimeout",
-        description="How long a leaving instance may finish its requests before it is stopped, a duration. Default: 15m.",
+        description="How long a draining instance may take to finish its requests before it is stopped, a duration. Default: 15m.",
     )
 
 
 class ScheduleEntry(Part):
-    """A floor under a tier's instances at set times: up before the known rush, not after it."""
+    """A minimum of a tier's instances at set times, to have them ready before a known peak."""
 
     cron: Cron = Field(
-        description="When the floor begins: five fields (minute, hour, day of month, month, day of week)."
+        description="When the minimum begins to apply: five fields (minute, hour, day of month, month, day of week)."
     )
     duration_s: Annotated[float, Duration(most_s=7 * 86_400, least_s=60)] = Field(
-        alias="duration", description="How long the floor holds after each beginning, a duration."
+        alias="duration", description="How long the minimum applies after each beginning, a duration."
     )
     timezone: TimeZone = Field(default="UTC", description="IANA time zone in which cron is read. Default: UTC.")
-    tier: TierName = Field(description="The tier whose instances have the floor.")
-    min: Count = Field(description="Least instances while it holds, not over the tier's own max.")
+    tier: TierName = Field(description="Tier that the minimum is for.")
+    min: Count = Field(description="Fewest instances meanwhile, at most the tier's own max.")
 
 
 class Scaling(Part):
-    """How the fleet follows the load."""
+    """How the fleet's size follows the load."""
 
     accelerators_max: int = Field(
         ge=1,
         le=65_536,
-        description="Accelerators of the whole fleet, warm pool included; where they are short, tiers come in the manifest's order.",
+        description="Most accelerators of the whole fleet, warm pool included. If they do not suffice, the first tiers get theirs first.",
     )
     attainment: float = Field(
         default=0.99,
         ge=0.5,
         le=1.0,
         allow_inf_nan=False,
-        description="Share of requests whose every token is in time, which scaling defends. Default: 0.99.",
+        description="Goal of scaling: the share of requests whose every token is in time. Default: 0.99.",
     )
-    warm_pool: WarmPool = Field(default=WarmPool(), description="Started instances without a tier. Default: 0 to 2.")
+    warm_pool: WarmPool = Field(
+        default=WarmPool(), description="Running instances that belong to no tier. Default: 0 to 2."
+    )
     scale_down: ScaleDown = Field(
-        default=ScaleDown(), description="How instances leave. Default: after 2m, draining for up to 15m."
+        default=ScaleDown(), description="How instances are removed. Default: after 2m, with up to 15m to drain."
     )
     schedule: list[ScheduleEntry] = Field(
-        default=[], max_length=32, description="Floors under tiers' instances at set times. Default: none."
+        default=[], max_length=32, description="Minima of tiers' instances at set times. Default: none."
     )
 
 
 class Spec(Part):
-    """What is wanted."""
+    """The desired fleet."""
 
     model: Model = Field(description="The LLM that the fleet serves.")
     profile: Profile = Field(
@@ -322,20 +327,20 @@ class Spec(Part):
         min_length=1,
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="The SLO classes: unique names, unique tpot; their order is their priority.",
+        description="The SLO classes, with unique names and unique tpot. Their order is their priority when accelerators are short.",
     )
     default_tier: TierName = Field(
         default_factory=lambda valid: max(valid["tiers"], key=lambda tier: tier.slo.tpot_s).name,
-        description="Tier of a request that names neither a tier nor an SLO. Default: the loosest one, with the longest tpot.",
+        description="Tier of requests that name neither a tier nor an SLO. Default: the one with the longest tpot.",
     )
     placement: Literal["Pack", "Spread"] = Field(
         default="Pack",
-        description="Pack (fill the fullest instance that still keeps its deadlines, so that others empty) or Spread (the least loaded "
-        "one). Default: Pack.",
+        description="Which instance gets a request, among those where every deadline still holds: Pack (the fullest, so that others become "
+        "empty) or Spread (the least loaded). Default: Pack.",
     )
-    scaling: Scaling = Field(description="How the fleet follows the load.")
+    scaling: Scaling = Field(description="How the fleet's size follows the load.")
     router: Router = Field(
-        default=Router(), description="The one door to the fleet. Default: one process on ports 8000 and 9090."
+        default=Router(), description="The router, where clients connect. Default: one process on ports 8000 and 9090."
     )
 
 
@@ -344,5 +349,5 @@ class MultiSLOServing(Part):
 
     api_version: Literal["multislo.dev/v1alpha1"] = Field(description="Version of this schema.")
     kind: Literal["MultiSLOServing"] = Field(description="The kind of object.")
-    metadata: Metadata = Field(description="Which fleet this is.")
-    spec: Spec = Field(description="What is wanted.")
+    metadata: Metadata = Field(description="Identity of the fleet.")
+    spec: Spec = Field(description="The desired fleet.")

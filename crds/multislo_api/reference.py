@@ -1,4 +1,4 @@
-"""docs/manifest.md, made from the models: `python -m multislo_api.reference [FILE]` (stdout without FILE). `make gen` calls it."""
+"""Writes docs/manifest.md from the models: `python -m multislo_api.reference [FILE]` (stdout without FILE). `make gen` calls it."""
 
 import sys
 from pathlib import Path
@@ -12,24 +12,24 @@ INTRODUCTION = f"""\
 Generated from `crds/multislo_api/kind.py` by `make gen`; change it there.
 
 One `{KIND}` (`{API_VERSION}`) describes one fleet. The same file drives one machine (`multislo up -f FILE`) and a
-cluster. `multislo check FILE` prints every mistake in it.
+cluster. `multislo check FILE` prints all mistakes in it.
 
-- A field without "required" may be left out; left empty (`field:`), it is a mistake. Unknown fields are mistakes.
-- A duration is a number and a unit, `h`, `m`, `s` or `ms`, and up to four of them: `300ms`, `1.5s`, `1m30s`, `2h`.
+- Fields without "required" may be left out. An empty field (`field:`) is a mistake, and so is an unknown one.
+- A duration is one to four numbers, each with a unit (`h`, `m`, `s` or `ms`): `300ms`, `1.5s`, `1m30s`, `2h`.
 - Paths are relative to the manifest's folder.
-- A file may hold other Kubernetes objects beside the one manifest; they are not looked at. Neither is `status`, nor what an
-  API server writes into `metadata`.
+- A file may hold other Kubernetes objects beside the manifest. They are ignored, and so are `status` and the fields that an API server
+  writes into `metadata`.
 
-Beyond its single fields, a manifest must keep these rules:
+Some rules concern several fields:
 
 - tiers have unique names, none of them `router` or `warm`, and no two of them the same `tpot`;
-- `min` is not over `max`, of a tier's instances and of the warm pool; a schedule's `min` is not over its tier's `max`;
+- `min` is at most `max`, for a tier's instances and for the warm pool; a schedule's `min` is at most its tier's `max`;
 - `defaultTier` and a schedule's `tier` name a tier;
-- `scaling.acceleratorsMax` holds all minima, the warm pool's too, times `engine.accelerator.perInstance`;
+- `scaling.acceleratorsMax` is at least the sum of all minima, the warm pool's included, times `engine.accelerator.perInstance`;
 - `router.port` and `router.adminPort` differ;
-- `router.apiKeys` has exactly one of its fields; `model.servedNames` has no name twice;
-- `router.paths` has each path once, and none that the router answers itself;
-- `engine.podTemplate` and `router.podTemplate` have no other keys than `metadata` and `spec`.
+- `router.apiKeys` has exactly one of its fields; `model.servedNames` has no duplicates;
+- `router.paths` has no duplicates and no path that the router answers itself;
+- `engine.podTemplate` and `router.podTemplate` have only the keys `metadata` and `spec`.
 """
 
 

@@ -1,4 +1,5 @@
-"""What a manifest says of the router: its processes and ports, who may come in, and what it lets through. A part of `multislo_api.kind`."""
+"""The manifest's part about the router: its processes, its ports, its clients' keys and the paths that it passes on. Part of
+`multislo_api.kind`."""
 
 from typing import Annotated, Literal
 
@@ -36,35 +37,35 @@ class PassedPath(Part):
         Legal(
             'a path such as /v1/thing: each part begins with "/" and has letters, digits, "-", "_", "~" and, not first, "."'
         ),
-    ] = Field(description="The path, whole and as the engine spells it; there are no patterns.")
+    ] = Field(description="The whole path, as the engine spells it. Patterns are not supported.")
     methods: list[Literal["GET", "POST", "PUT", "PATCH", "DELETE"]] = Field(
         default=["POST"],
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="Methods that are let through; GET brings HEAD with it. Default: POST.",
+        description="Methods that are passed on; GET includes HEAD. Default: POST.",
     )
 
 
 class Router(Part):
-    """The one door to the fleet."""
+    """The router, where clients connect."""
 
     replicas: int = Field(default=1, ge=1, le=32, description="Router processes. Default: 1.")
     port: Port = Field(default=8000, description="TCP port of the OpenAI API. Default: 8000.")
     admin_port: Port = Field(
-        default=9090, description="TCP port of metrics, fleet and health; not the same as port. Default: 9090."
+        default=9090, description="TCP port of metrics, fleet and health; different from port. Default: 9090."
     )
     pod_template: PodTemplate = Field(
         default={},
-        description="What to lay over the routers' pod template, as engine.podTemplate over the engines'. Default: nothing.",
+        description="Changes to the routers' pod template, applied like engine.podTemplate. Default: none.",
     )
     api_keys: ApiKeys | None = Field(
-        default=None, description="Keys that clients must show. Default: none, everybody may come in."
+        default=None, description="Keys of which clients must send one. Default: none, so clients need no key."
     )
     paths: list[PassedPath] = Field(
         default=[],
         max_length=64,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["path"]},
-        description="More paths of the engines that clients may reach, beside those of docs/http.md. They are not scheduled. A path of an "
-        "engine's administration that is named here is open to every client. Default: none.",
+        description="More paths of the engines that clients may reach, in addition to those in docs/http.md. They are not scheduled. An "
+        "administrative path of an engine that is listed here is open to every client. Default: none.",
     )
