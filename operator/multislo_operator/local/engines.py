@@ -40,7 +40,9 @@ def check_startable(manifest: MultiSLOServing) -> None:
     if engine.type == "Emulated":
         return
     if engine.scheduler == "SLOAware":
-        raise NotHere("spec.engine.scheduler: SLOAware needs the engine plug-in; with type VLLM use Stock or Priority")
+        raise NotHere(
+            "spec.engine.scheduler: SLOAware works with type Emulated only; with type VLLM use Stock or Priority"
+        )
     program = (engine.command or ["vllm"])[0]
     if shutil.which(program) is None:
         field = "spec.engine.command" if engine.command else "spec.engine.type: VLLM"

@@ -73,7 +73,7 @@ def _problems(manifest: MultiSLOServing, profile: Profile) -> tuple[str, ...]:
         )
     if spec.engine.type == "VLLM" and spec.engine.scheduler == "SLOAware":
         problems.append(
-            'spec.engine.scheduler: "SLOAware" needs the engine plug-in; with type VLLM it must be Stock or Priority'
+            'spec.engine.scheduler: "SLOAware" works with type Emulated only; with type VLLM it must be Stock or Priority'
         )
     given = engine_flags.given_flags(spec.engine.args)
     if spec.engine.type == "VLLM":
