@@ -66,7 +66,7 @@ class Model(Part):
     )
     tokenizer: FilePath | None = Field(
         default=None,
-        description="Path of a tokenizer.json, for an exact count of prompt tokens in the router. Default: none, they are estimated from bytes.",
+        description="Path of a tokenizer.json, so that the router counts prompt tokens exactly. Default: none, it estimates them.",
     )
     token_secret: ObjectName | None = Field(
         default=None,
