@@ -19,6 +19,7 @@ import aiohttp
 import httptools
 
 from multislo_api.fleet import FleetSnapshot
+from multislo_api.tolerant import read_json
 from multislo_bench.processes import CannotMeasure, free_ports, multislo, running, tail, wait_for
 from multislo_bench.prompts import WORDS
 
@@ -367,7 +368,7 @@ class _Fleet:
 
     async def look(self) -> FleetSnapshot:
         async with self.session.get(f"{self.admin}/fleet", timeout=aiohttp.ClientTimeout(total=5.0)) as response:
-            return FleetSnapshot.model_validate_json(await response.read())
+            return read_json(FleetSnapshot, await response.read())[0]
 
     async def all_ready_s(self, within_s: float) -> float | None:
         """Seconds until as many instances as wanted are ready; None where that takes too long."""

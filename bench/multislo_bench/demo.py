@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing
+from multislo_api.tolerant import read_json
 from multislo_bench.fleet_watch import FleetWatch
 from multislo_bench.processes import CannotMeasure, free_ports, multislo, running, tail, wait_for
 from multislo_bench.replay import Limits, Progress, Replayed, Target, replay
@@ -116,7 +117,7 @@ def our_fleet(manifest_path: Path, manifest: MultiSLOServing, folder: Path) -> I
 
 def _all_ready(admin: str) -> bool:
     with suppress(URLError, OSError, ValueError), urlopen(f"{admin}/fleet", timeout=2.0) as response:
-        instances = FleetSnapshot.model_validate_json(response.read()).instances
+        instances = read_json(FleetSnapshot, response.read())[0].instances
         return bool(instances) and all(instance.state == "ready" for instance in instances)
     return False
 

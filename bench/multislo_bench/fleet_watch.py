@@ -13,6 +13,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from multislo_api.fleet import FleetSnapshot
+from multislo_api.tolerant import read_json
 
 FLEET_EVERY_S = 1.0
 LAG_EVERY_S = 5.0
@@ -68,7 +69,7 @@ class FleetWatch:
 
     async def _sample(self, session: aiohttp.ClientSession) -> None:
         async with session.get(f"{self.admin_url}/fleet") as response:
-            snapshot = FleetSnapshot.model_validate_json(await response.read())
+            snapshot = read_json(FleetSnapshot, await response.read())[0]
         tiers = Counter(instance.tier or "warm pool" for instance in snapshot.instances)
         states = Counter(instance.state for instance in snapshot.instances)
         self.samples.append(

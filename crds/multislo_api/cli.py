@@ -20,10 +20,10 @@ class WrongManifest(click.ClickException):
         click.echo(self.message, file=file, err=file is None)
 
 
-def manifest_at(path: str | Path) -> MultiSLOServing:
+def manifest_at(path: str | Path, ignored: list[str] | None = None) -> MultiSLOServing:
     """`load_manifest` for a click command: a wrong manifest ends the command as WrongManifest does."""
     try:
-        return load_manifest(path)
+        return load_manifest(path, ignored)
     except ManifestInvalid as error:
         raise WrongManifest(str(error)) from None
 

@@ -1,11 +1,17 @@
 """`GET /fleet` of the router's admin listener, and `PUT /instances`: the documents that router, operator, `multislo top` and the live
-page exchange. Versioned: a reader refuses a version that it does not know."""
+page exchange.
+
+The two sides may be of two versions. A reader passes over fields that it does not know (`tolerant.read_json`), and a field that came
+after the first version has a default for documents without it. What an older reader would misunderstand needs another `version`, which
+it refuses: a new state of an `InstanceEntry` above all, since a router must know whether an instance takes requests."""
 
 import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from multislo_api.tolerant import Otherwise
 
 TOKEN_HEADER = "x-multislo-fleet-token"
 """Whoever started a router shows by it, with PUT /instances, that it is this one's fleet."""
@@ -14,7 +20,7 @@ TOKEN_VARIABLE = "MULTISLO_FLEET_TOKEN"
 
 
 class Document(BaseModel):
-    """Common settings: unknown fields are refused, so a misspelt one is found at once."""
+    """Common settings: unknown fields are mistakes, so that `tolerant` finds and names them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,8 +93,14 @@ class TierView(Document):
     tpot_s: float
     pending: int = Field(description="Requests held in the router.")
     pending_oldest_s: float = Field(description="Age of the oldest of them; 0 where none is held.")
-    pending_in_time: int = Field(description="Those of them whose deadline can still be met.")
-    pending_in_time_oldest_s: float = Field(description="Age of the oldest of those; 0 where none is held.")
+    pending_in_time: int = Field(
+        default_factory=lambda valid: valid["pending"],
+        description="Those of them whose deadline can still be met.",
+    )
+    pending_in_time_oldest_s: float = Field(
+        default_factory=lambda valid: valid["pending_oldest_s"],
+        description="Age of the oldest of those; 0 where none is held.",
+    )
     in_flight: int = Field(description="Requests placed and not yet ended.")
     arrival_rate: float = Field(description="Requests a second, moving average over ~10 s.")
     work_rate: float = Field(
@@ -102,10 +114,12 @@ class TierView(Document):
     tokens_met: int
     tokens_missed: int
     given_up: int = Field(
-        description="Requests held until no instance could meet their deadline any more, and not refused: served late."
+        default=0,
+        description="Requests held until no instance could meet their deadline any more, and not refused: served late.",
     )
     out_of_reach: int = Field(
-        description="Requests whose deadline, by the profile, not even an idle instance could have met when they came."
+        default=0,
+        description="Requests whose deadline, by the profile, not even an idle instance could have met when they came.",
     )
     refused: int
     attainment: float | None = Field(
@@ -121,7 +135,8 @@ class InstanceView(Document):
     id: str
     url: str
     tier: str | None
-    state: Literal["starting", "ready", "draining", "failed"]
+    # "starting" for what is unknown: it counts neither as drained nor as failed, so nothing is stopped because of it.
+    state: Annotated[Literal["starting", "ready", "draining", "failed"], Otherwise("starting")]
     load: float = Field(
         description="Share of its time that its admitted work needs to stay on its deadlines; above 1: it will miss some."
     )

@@ -1,10 +1,14 @@
 """The manifest's one door: a file, a text or a parsed document in, a checked MultiSLOServing out, or ManifestInvalid with every
 problem in it. Called by every program that takes `-f manifest.yaml`.
 
+What a person wrote is read strictly. With a list `ignored`, the document may come from a newer version (an API server with a newer CRD,
+a newer operator): fields that this version does not know are left out, and their paths are added to the list.
+
 The fields themselves are in `multislo_api.kind`, what joins several of them in `multislo_api.rules`.
 """
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args, get_origin
@@ -36,9 +40,10 @@ from multislo_api.kind import (
     Tier,
     WarmPool,
 )
-from multislo_api.problems import ManifestInvalid, ManifestUnreadable, Path, Problem, problems_text, shown
+from multislo_api.problems import ManifestInvalid, ManifestUnreadable, Path, Problem, path_text, problems_text, shown
 from multislo_api.router import ApiKeys, PassedPath, Router
-from multislo_api.rules import broken
+from multislo_api.rules import POD_TEMPLATE, broken
+from multislo_api.tolerant import pass_over
 
 __all__ = [
     "API_VERSION",
@@ -92,7 +97,7 @@ FREE: tuple[Path, ...] = (("spec", "engine", "podTemplate"), ("spec", "router", 
 """The places where null has a meaning (a strategic merge deletes by it) and fields are not ours."""
 
 
-def load_manifest(path: str | FilePath) -> MultiSLOServing:
+def load_manifest(path: str | FilePath, ignored: list[str] | None = None) -> MultiSLOServing:
     """The manifest in a file; relative paths in it become relative to the file's folder. Raises ManifestInvalid."""
     source = str(path)
     try:
@@ -108,17 +113,17 @@ def load_manifest(path: str | FilePath) -> MultiSLOServing:
     except UnicodeDecodeError as error:
         wrong = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
         raise ManifestInvalid([f"the file must be UTF-8 text: {wrong}"], source) from None
-    return _with_paths_from(FilePath(path).parent, parse_manifest(text, source))
+    return _with_paths_from(FilePath(path).parent, parse_manifest(text, source, ignored))
 
 
-def parse_manifest(text: str, source: str = "manifest") -> MultiSLOServing:
+def parse_manifest(text: str, source: str = "manifest", ignored: list[str] | None = None) -> MultiSLOServing:
     """The manifest in a YAML text. Raises ManifestInvalid; `source` is what its message calls the text."""
     documents, problems = read_documents(text)
     chosen, more = _the_one(documents) if documents or not problems else (None, [])
     problems += more
     if chosen is None:
         raise ManifestInvalid([str(problem) for problem in problems], source)
-    return _checked(chosen, problems, source)
+    return _checked(chosen, problems, source, ignored)
 
 
 def manifest_from(document: object, source: str = "manifest") -> MultiSLOServing:
@@ -126,13 +131,15 @@ def manifest_from(document: object, source: str = "manifest") -> MultiSLOServing
     return _checked(document, [], source)
 
 
-def manifest_from_object(document: Mapping[str, Any]) -> MultiSLOServing:
+def manifest_from_object(document: Mapping[str, Any], ignored: list[str] | None = None) -> MultiSLOServing:
     """The manifest in an object from an API server: its spec under its name, without status, labels and annotations (a manifest that
-    goes on to the router must not change with them). Raises ManifestInvalid, also for what the CRD's rules cannot tell."""
+    goes on to the router must not change with them). A newer CRD's fields are left out, and added to `ignored` where it is given.
+    Raises ManifestInvalid, also for what the CRD's rules cannot tell."""
     metadata = document.get("metadata") or {}
     name, namespace = metadata.get("name", ""), metadata.get("namespace", "default")
     bare = {key: document[key] for key in ("apiVersion", "kind", "spec") if key in document}
-    return _checked(bare | {"metadata": {"name": name, "namespace": namespace}}, [], f"{namespace}/{name}")
+    own = bare | {"metadata": {"name": name, "namespace": namespace}}
+    return _checked(own, [], f"{namespace}/{name}", [] if ignored is None else ignored)
 
 
 def manifest_yaml(manifest: MultiSLOServing) -> str:
@@ -153,7 +160,9 @@ def _the_one(documents: list[object]) -> tuple[object, list[Problem]]:
     return None, [Problem((), f"{held}; it must hold exactly one of that kind")]
 
 
-def _checked(document: object, problems: list[Problem], source: str) -> MultiSLOServing:
+def _checked(
+    document: object, problems: list[Problem], source: str, ignored: list[str] | None = None
+) -> MultiSLOServing:
     if not isinstance(document, dict):
         raise ManifestInvalid([f"the document is {shown(document)}; it must be {legal(ROOT)}"], source)
     document = _without_the_servers_part(document)
@@ -161,6 +170,9 @@ def _checked(document: object, problems: list[Problem], source: str) -> MultiSLO
     if _is_another_kind(document):
         # Its fields are not ours to judge.
         raise ManifestInvalid([str(problem) for problem in problems + kinds], source)
+    if ignored is not None:
+        document = deepcopy(document)
+        ignored += _pass_over(document)
     bare = _without_nulls(document, ())
     told = {problem.path for problem in problems}  # A value that the text itself spoiled came out as null.
     nulls = [problem for problem in _nulls(document, ()) if problem.path not in told]
@@ -217,12 +229,29 @@ def _nulls(value: Any, path: Path) -> Iterator[Problem]:
             yield from _nulls(inner, (*path, key))
 
 
-def _field_problems(document: dict[str, Any]) -> list[Problem]:
+def _pass_over(document: dict[str, Any]) -> list[str]:
+    """Takes out of the document what this version does not know, and names it."""
+    passed = pass_over(MultiSLOServing, document, _mistakes(document), lambda location: located(location)[0])
+    for path in FREE:
+        template: Any = document
+        for part in path:
+            template = template.get(part) if isinstance(template, dict) else None
+        for key in set(template) - set(POD_TEMPLATE) if isinstance(template, dict) else ():
+            passed.append(path_text((*path, key)))
+            del template[key]
+    return passed
+
+
+def _mistakes(document: dict[str, Any]) -> list[ErrorDetails]:
     try:
         MultiSLOServing.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
-        return [problem for detail in error.errors(include_url=False) if (problem := _problem(detail)) is not None]
+        return error.errors(include_url=False)
     return []
+
+
+def _field_problems(document: dict[str, Any]) -> list[Problem]:
+    return [problem for mistake in _mistakes(document) if (problem := _problem(mistake)) is not None]
 
 
 def _problem(detail: ErrorDetails) -> Problem | None:

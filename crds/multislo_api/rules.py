@@ -10,6 +10,9 @@ from multislo_api.duration import parse_duration_s
 from multislo_api.fields import located
 from multislo_api.problems import Path, Problem, path_text, shown
 
+POD_TEMPLATE = ("metadata", "spec")
+"""What a podTemplate may hold."""
+
 
 class Known:
     """The document's values that are legal by themselves."""
@@ -159,8 +162,8 @@ def _a_pod_template_is_one(known: Known) -> Iterator[Problem]:
     for part in ("engine", "router"):
         path = ("spec", part, "podTemplate")
         for key, value in (known.get(*path) or {}).items():
-            if key not in ("metadata", "spec"):
-                told = f"unknown field (with {shown(value)}); must be one of metadata, spec"
+            if key not in POD_TEMPLATE:
+                told = f"unknown field (with {shown(value)}); must be one of {', '.join(POD_TEMPLATE)}"
                 yield Problem((*path, key), f"{told}; did you mean {shown(path_text(('spec', key)))}?")
             elif not isinstance(value, dict):
                 yield Problem((*path, key), f"{shown(value)} must be a mapping")

@@ -13,12 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 ConditionType = Literal["Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady"]
+# Of what this version writes. What is read may be a later operator's.
 CONDITION_TYPES: tuple[ConditionType, ...] = ("Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady")
 
 MESSAGE_MAX = 1024
 """Characters of a condition's message or a tier's reason: some lines. Longer ones are cut, not refused by the API server."""
 NOTES_MAX = 16
 """Notes of one object; they are remarks on a manifest, not a log."""
+
+CAMEL_CASE = r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9_])?$"
+"""Of a condition's type and reason, as Kubernetes has it."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -34,12 +38,13 @@ class StatusPart(BaseModel):
 class Condition(StatusPart):
     """One question about the fleet and its answer, as Kubernetes' own conditions."""
 
-    type: ConditionType = Field(description="The question.")
+    # No enumeration: a CRD of this version has to take the conditions of a later operator.
+    type: str = Field(min_length=1, max_length=128, pattern=CAMEL_CASE, description="The question.")
     status: Literal["True", "False", "Unknown"] = Field(description="The answer.")
     reason: str = Field(
         min_length=1,
         max_length=128,
-        pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9_])?$",
+        pattern=CAMEL_CASE,
         description="The answer's cause in one CamelCase word, for programs.",
     )
     message: str = Field(

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from multislo_api.tolerant import VARIABLE, warning
 from multislo_engine.emulator.config import BLOCK_TOKENS, EmulatorConfig
 from multislo_engine.planners import PLANNERS
 from multislo_perf.profile import ProfileInvalid, load_profile
@@ -40,6 +41,10 @@ MODEL_LEN_DEFAULT = 131_072
     default=0.0,
     help="Seconds that requests in flight may take after SIGTERM; 0 aborts them.",
 )
+@click.option(
+    "--unknown-fields", type=click.Choice(["refuse", "ignore"]), default="refuse", envvar=VARIABLE, show_envvar=True,
+    help="Of the profile; ignore warns of each, for a file that a newer version wrote.",
+)  # fmt: skip
 @click.option("--parent-pid", type=click.IntRange(1), help="End when this process is gone.")
 def emulate(
     profile_name: str,
@@ -58,6 +63,7 @@ def emulate(
     seed: int,
     startup: float,
     shutdown_timeout: float,
+    unknown_fields: str,
     parent_pid: int | None,
 ) -> None:
     """Serve an emulated vLLM engine: its HTTP, and its timing by a latency profile. No GPU, no model.
@@ -67,10 +73,13 @@ def emulate(
       multislo emulate --profile llama-3.1-8b-h200-tp1 --model llama-3.1-8b --port 8001
       curl -N localhost:8001/v1/completions -d '{"model": "llama-3.1-8b", "prompt": "tok tok", "max_tokens": 9, "stream": true}'
     """
+    ignored: list[str] | None = [] if unknown_fields == "ignore" else None
     try:
-        profile = load_profile(profile_name)
+        profile = load_profile(profile_name, ignored)
     except ProfileInvalid as error:
         raise click.BadParameter(str(error), param_hint="--profile") from None
+    if ignored:
+        click.echo(f"warning: {warning(profile_name, ignored)}", err=True)
     kv_tokens_max = (kv_tokens or profile.kv_tokens_max) // BLOCK_TOKENS * BLOCK_TOKENS
     length = max_model_len or min(MODEL_LEN_DEFAULT, kv_tokens_max)
     if length > kv_tokens_max:

@@ -1,12 +1,15 @@
 """The two calls to a router's admin listener, `GET /fleet` and `PUT /instances`. Called by both actuators, and by `multislo top`."""
 
+import logging
 import os
 
 import aiohttp
 from pydantic import ValidationError
 
 from multislo_api.fleet import TOKEN_HEADER, FleetSnapshot, InstanceList
+from multislo_api.tolerant import read_json, warning
 
+LOG = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 2.0
 
 
@@ -24,14 +27,19 @@ class AdminClient:
     def __init__(self, session: aiohttp.ClientSession, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._session = session
+        self._passed_over: list[str] = []
         self._headers = {"Content-Type": "application/json", **({} if token is None else {TOKEN_HEADER: token})}
 
     async def fleet(self) -> FleetSnapshot:
         body = await self._call("GET", "/fleet")
         try:
-            return FleetSnapshot.model_validate_json(body)
+            snapshot, passed = read_json(FleetSnapshot, body)
         except ValidationError as error:
             raise RouterUnreachable(f"{self.url}/fleet is no fleet snapshot of version 1: {error}") from None
+        if passed and not self._passed_over:  # Told once: a newer router says it once a second.
+            LOG.warning("%s", warning(f"{self.url}/fleet", passed))
+        self._passed_over = passed
+        return snapshot
 
     async def put_instances(self, fleet: InstanceList) -> None:
         await self.put_instances_json(fleet.model_dump_json())

@@ -1,5 +1,8 @@
 """The latency profile: one YAML file that says how fast an engine is, how much it holds, how long it takes to start, and where those
-numbers came from. Router, operator, emulator and simulator load one by name or path; `multislo profile` writes them."""
+numbers came from. Router, operator, emulator and simulator load one by name or path; `multislo profile` writes them.
+
+A person's file is read strictly. With a list `ignored`, the profile may come from a newer version (through an API server, from a newer
+operator): fields that this version does not know are left out, and their paths are added to the list."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -203,12 +206,12 @@ def shipped_profiles() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_profile(name_or_path: str | Path) -> Profile:
+def load_profile(name_or_path: str | Path, ignored: list[str] | None = None) -> Profile:
     """The shipped profile of this name, or the one in this file. Raises ProfileInvalid."""
-    return load_document(name_or_path).profile()
+    return load_document(name_or_path, ignored).profile()
 
 
-def load_document(name_or_path: str | Path) -> ProfileDocument:
+def load_document(name_or_path: str | Path, ignored: list[str] | None = None) -> ProfileDocument:
     """As `load_profile`, with all that the file says."""
     name = str(name_or_path)
     if name in shipped_profiles():
@@ -229,10 +232,10 @@ def load_document(name_or_path: str | Path) -> ProfileDocument:
         raise ProfileInvalid(name, [f"the file cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         raise ProfileInvalid(name, [f"the file must be UTF-8 text; byte {error.start} is not"]) from None
-    return parse_document(text, name)
+    return parse_document(text, name, ignored)
 
 
-def parse_document(text: str, where: str) -> ProfileDocument:
+def parse_document(text: str, where: str, ignored: list[str] | None = None) -> ProfileDocument:
     """The document in this YAML text; `where` opens each line of the error. Raises ProfileInvalid."""
     try:
         content = yaml.safe_load(text)
@@ -244,15 +247,20 @@ def parse_document(text: str, where: str) -> ProfileDocument:
         raise ProfileInvalid(where, [f"not YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(content, dict):
         raise ProfileInvalid(where, ["the file must be a mapping that opens with `version: 1`"])
-    return validate_document(content, where)
+    return validate_document(content, where, ignored)
 
 
-def validate_document(content: dict[str, Any], where: str) -> ProfileDocument:
+def validate_document(content: dict[str, Any], where: str, ignored: list[str] | None = None) -> ProfileDocument:
     """The document of these fields, named as in the file. Raises ProfileInvalid."""
     try:
         return ProfileDocument.model_validate(content)
     except ValidationError as error:
-        raise ProfileInvalid(where, [_problem(found) for found in error.errors(include_url=False)]) from None
+        mistakes = error.errors(include_url=False)
+    unknown = [] if ignored is None else [found for found in mistakes if found["type"] == "extra_forbidden"]
+    if ignored is None or len(unknown) < len(mistakes):
+        raise ProfileInvalid(where, [_problem(found) for found in mistakes if found not in unknown])
+    ignored += [_path(found["loc"]) for found in unknown]
+    return ProfileDocument.model_validate(content, extra="ignore")
 
 
 def _shipped() -> Any:
@@ -279,10 +287,7 @@ _LEGAL: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _problem(found: Any) -> str:
     """One of pydantic's errors in the house's words: path, value, what is legal."""
-    path = ""
-    for step in found["loc"]:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
-    path = path.removeprefix(".")
+    path = _path(found["loc"])
     kind: str = found["type"]
     if kind == "missing":
         return f"{path}: is missing"
@@ -293,6 +298,10 @@ def _problem(found: Any) -> str:
     if isinstance(value, dict | list):
         return f"{path}: {legal}"
     return f"{path}: {_as_yaml(value)} {legal}"
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
 
 
 def _as_yaml(value: object) -> str:

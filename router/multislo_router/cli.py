@@ -15,6 +15,7 @@ from aiohttp import web
 
 from multislo_api.cli import WrongManifest, manifest_at
 from multislo_api.fleet import TOKEN_VARIABLE
+from multislo_api.tolerant import VARIABLE, warning
 from multislo_perf.profile import ProfileInvalid, load_profile
 from multislo_router.core.config import CoreConfig
 from multislo_router.from_manifest import (
@@ -67,6 +68,10 @@ class Listeners:
     "--drain-timeout", "drain_timeout_s", type=click.FloatRange(min=0), default=DRAIN_TIMEOUT_S, show_default=True,
     help="Seconds that answers under way have when the router is told to stop.",
 )  # fmt: skip
+@click.option(
+    "--unknown-fields", type=click.Choice(["refuse", "ignore"]), default="refuse", envvar=VARIABLE, show_envvar=True,
+    show_default=True, help="Of manifest and profile; ignore warns of each, for files that a newer version wrote.",
+)  # fmt: skip
 @click.option("--parent-pid", type=click.IntRange(min=1), help="Stop when this process is gone.")
 def router(
     manifest_path: Path,
@@ -77,6 +82,7 @@ def router(
     api_key_file: Path | None,
     profile_name: str | None,
     drain_timeout_s: float,
+    unknown_fields: str,
     parent_pid: int | None,
 ) -> None:
     """Serve the router alone: the OpenAI API of a fleet that is given by PUT /instances on its admin listener.
@@ -84,13 +90,19 @@ def router(
     Ctrl-C or SIGTERM lets answers under way finish; a second one stops at once. With MULTISLO_FLEET_TOKEN in the
     environment, PUT /instances must show its value in the header x-multislo-fleet-token.
     """
-    manifest = manifest_at(manifest_path)
+    tolerant = unknown_fields == "ignore"
+    of_manifest: list[str] | None = [] if tolerant else None
+    of_profile: list[str] | None = [] if tolerant else None
+    manifest = manifest_at(manifest_path, of_manifest)
     own = manifest.spec.router
     try:
-        profile = profile_of(manifest.spec) if profile_name is None else load_profile(profile_name)
+        profile = profile_of(manifest.spec) if profile_name is None else load_profile(profile_name, of_profile)
         keys = api_keys_of(own.api_keys) if api_key_file is None else read_api_keys(api_key_file, "--api-key-file")
     except (Unusable, ProfileInvalid) as error:
         raise WrongManifest(f"error: {error}") from None
+    for source, ignored in ((manifest_path, of_manifest), (profile_name, of_profile)):
+        if ignored:
+            click.echo(f"warning: {warning(str(source), ignored)}", err=True)
     listeners = Listeners(
         host, own.port if port is None else port, admin_host, own.admin_port if admin_port is None else admin_port
     )

@@ -17,6 +17,7 @@ from multislo_api.status import (
     status_document,
     status_from,
 )
+from multislo_api.tolerant import warning
 from multislo_operator.decide.fleet import InstanceState
 from multislo_operator.decide.plan import Hold, HoldCause, Plan
 from multislo_operator.kubernetes import names
@@ -266,10 +267,17 @@ def _notes(picture: Picture) -> list[str]:
     notes: list[str] = []
     if isinstance(picture.wanted, Wanted):
         notes += fighting_flags(picture.wanted.manifest, picture.wanted.profile)
+        if picture.wanted.ignored:
+            notes.append(unknown_fields(picture.wanted))
     for workload in picture.workloads.values():
         if workload.kept_outside(picture.at) and workload.outside is not None:
             notes.append(f"{workload.outside.manager} holds the replicas of {workload.name}")
     return notes
+
+
+def unknown_fields(wanted: Wanted) -> str:
+    """The warning of what a newer CRD or profile has and this operator does not carry out."""
+    return warning("the manifest", wanted.ignored)
 
 
 def _named(pods: Sequence[str]) -> str:

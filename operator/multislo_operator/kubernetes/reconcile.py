@@ -20,7 +20,7 @@ from multislo_operator.kubernetes import names, rollout
 from multislo_operator.kubernetes.actions import carry_out, let_go, remove_unwanted, serve
 from multislo_operator.kubernetes.answers import Answers, together
 from multislo_operator.kubernetes.changes import Apply, Change, CreateSecret, Note
-from multislo_operator.kubernetes.conditions import Picture, status
+from multislo_operator.kubernetes.conditions import Picture, status, unknown_fields
 from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
@@ -109,7 +109,7 @@ def reconcile(
     answers = together(doors, routers, now)
     found, moving = as_planned(workloads(seen.deployments, seen.replica_sets, engines), memory.ledger, at)
     draft = Draft(found, at, moving=moving)
-    memory = _read(seen, memory, settings)
+    before, memory = memory, _read(seen, memory, settings)
     spec = plan = observed = None
     rolled = rollout.Rollout()
     if isinstance(memory.wanted, Wanted):
@@ -118,6 +118,8 @@ def reconcile(
         memory = replace(memory, ledger=kept(draft))
     elif memory.wanted is not None and memory.wanted.manifest is not None:
         _put_back(draft, engines, memory.wanted.manifest)
+    if memory.wanted is not before.wanted and isinstance(memory.wanted, Wanted) and memory.wanted.ignored:
+        draft.notes.append(Note("UnknownFields", unknown_fields(memory.wanted), warning=True))
     picture = Picture(
         seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at, memory.taken
     )

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, replace
 
-from multislo_api.manifest import ManifestInvalid, MultiSLOServing, ProfileConfigMap, ProfileFile, manifest_from
+from multislo_api.manifest import ManifestInvalid, MultiSLOServing, ProfileConfigMap, ProfileFile, manifest_from_object
 from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.seen import Seen
 from multislo_perf.profile import Profile, ProfileInvalid, load_document, parse_document
@@ -19,6 +19,8 @@ class Wanted:
     profile_text: str
     external: bool
     """Another actor sets the replicas of all tiers."""
+    ignored: tuple[str, ...] = ()
+    """Fields of manifest and profile that this version does not know, by their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,12 @@ class Unusable:
 def read(seen: Seen) -> Wanted | Unusable:
     """The manifest of a resource as the API server holds it."""
     resource = seen.resource
+    ignored: list[str] = []
     try:
-        manifest = manifest_from(resource)
+        manifest = manifest_from_object(resource, ignored)
     except ManifestInvalid as error:
         return Unusable("ManifestInvalid", "; ".join(error.problems), of_profile=False)
-    profile = _profile(manifest, seen.profile_text)
+    profile = _profile(manifest, seen.profile_text, ignored)
     if isinstance(profile, Unusable):
         return replace(profile, manifest=manifest)
     document, text = profile
@@ -49,10 +52,10 @@ def read(seen: Seen) -> Wanted | Unusable:
     if misses:
         return Unusable("SLOUnattainable", misses, manifest=manifest)
     annotations = resource["metadata"].get("annotations") or {}
-    return Wanted(manifest, document, text, annotations.get(names.SCALING) == EXTERNAL)
+    return Wanted(manifest, document, text, annotations.get(names.SCALING) == EXTERNAL, tuple(ignored))
 
 
-def _profile(manifest: MultiSLOServing, text: str | None) -> tuple[Profile, str] | Unusable:
+def _profile(manifest: MultiSLOServing, text: str | None, ignored: list[str]) -> tuple[Profile, str] | Unusable:
     named = manifest.spec.profile
     if isinstance(named, ProfileFile):
         return Unusable(
@@ -67,7 +70,9 @@ def _profile(manifest: MultiSLOServing, text: str | None) -> tuple[Profile, str]
                     f'spec.profile.configMap: there is no ConfigMap "{named.config_map}" with the key profile.yaml in namespace '
                     f"{manifest.metadata.namespace}",
                 )
-            document = parse_document(text, f"ConfigMap {named.config_map}")
+            newer: list[str] = []
+            document = parse_document(text, f"ConfigMap {named.config_map}", newer)
+            ignored += [f"{path} in ConfigMap {named.config_map}" for path in newer]
         else:
             document = load_document(named)
     except ProfileInvalid as error:

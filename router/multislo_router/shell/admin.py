@@ -4,6 +4,7 @@ hands over the fleet. A separate port, loopback by default, on the gateway's own
 
 import asyncio
 import hmac
+import logging
 import re
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from multislo_api.fleet import TOKEN_HEADER, FleetSnapshot, InstanceList
 from multislo_api.problems import path_text, shown
+from multislo_api.tolerant import read_json, warning
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import exposition
 from multislo_router.shell.gateway import Gateway
@@ -28,6 +30,7 @@ from multislo_router.shell.metrics import LAG_EDGES
 from multislo_router.shell.scrape import Scrape
 from multislo_router.shell.snapshot import fleet_snapshot
 
+LOG = logging.getLogger(__name__)
 BODY_BYTES_MAX = 16 * 2**20
 """Of PUT /instances: a fleet of 10,000 is about 2 MB."""
 DECISIONS_SHOWN = 100
@@ -55,6 +58,8 @@ class Admin:
     """The clock of the core's events."""
     loop_lag: Histogram = field(default_factory=lambda: Histogram(LAG_EDGES))
     started: float = field(init=False)
+    passed_over: list[str] = field(default_factory=list)
+    """Of the last PUT /instances: what this version does not know."""
     process: CollectorRegistry = field(init=False)
     page: bytes = field(init=False)
 
@@ -159,7 +164,7 @@ class Admin:
         except web.RequestPayloadError:
             return _error(400, "the body cannot be read: it is cut off, or not in its content-encoding", [])
         try:
-            fleet = InstanceList.model_validate_json(body)
+            fleet, passed = read_json(InstanceList, body)
         except ValidationError as error:
             return _bad([_problem(detail) for detail in error.errors(include_url=False)])
         tiers = [tier.name for tier in self.gateway.status(self.clock()).tiers]
@@ -167,7 +172,11 @@ class Admin:
         if problems:
             return _bad(problems)
         self.gateway.set_fleet(fleet)
-        return web.json_response({"instances": len(fleet.instances)})
+        if passed and not self.passed_over:  # Told once: a newer operator says it every ten seconds.
+            LOG.warning("%s", warning("PUT /instances", passed))
+        self.passed_over = passed
+        told: dict[str, object] = {"instances": len(fleet.instances)}
+        return web.json_response(told | {"ignored": passed[:PROBLEMS_SHOWN]} if passed else told)
 
     def _stranger(self, shown: str | None) -> web.Response | None:
         """The refusal of somebody who is not this router's operator."""
@@ -229,7 +238,6 @@ def _fleet_problems(fleet: InstanceList, tiers: list[str]) -> list[Problem]:
 # What pydantic's errors mean in the words that the rest of the router uses; others keep pydantic's own.
 _LEGAL = {
     "missing": "given",
-    "extra_forbidden": "absent: there is no such field",
     "json_invalid": "JSON: {error}",
     "string_type": "a string",
     "illegal": "{legal}",

@@ -160,3 +160,24 @@ def test_an_operator_that_dies_during_a_roll_out_goes_on_with_it(life: Life) -> 
     life.converge(300)
     assert before.isdisjoint(uids(life))
     assert len(uids(life)) == 4
+
+
+def test_a_field_of_a_newer_crd_is_told_and_changes_nothing_that_runs(life: Life) -> None:
+    before, spec = uids(life), life.spec
+    spec["later"] = {"deep": 1}
+    for tier in spec["tiers"]:
+        tier["later"] = "default"
+    life.edit(spec)
+
+    first = life.look()
+    again = life.look()
+
+    (note,) = [note for note in first.notes if note.reason == "UnknownFields"]
+    assert note.warning
+    assert "tiers[0].later" in note.message
+    assert not again.notes
+    life.run(30)
+    assert uids(life) == before
+    status = life.outcome.status if life.outcome else {}
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Ready"] == "True"
+    assert status["notes"] == [note.message]

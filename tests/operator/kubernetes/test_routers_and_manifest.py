@@ -16,6 +16,7 @@ from multislo_operator.kubernetes.listed import instance_lists
 from multislo_operator.kubernetes.pods import RouterPod
 from multislo_operator.kubernetes.seen import RouterSeen, Seen
 from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
+from multislo_perf.profile import load_document
 
 
 def door(name: str, ready: bool = True, terminating: bool = False) -> RouterPod:
@@ -88,6 +89,23 @@ def test_a_shipped_profile_and_a_sound_manifest_can_be_used() -> None:
     found = wanted()
     assert isinstance(found, Wanted)
     assert not found.external
+
+
+def test_fields_of_a_newer_crd_and_a_newer_profile_are_ignored_and_named() -> None:
+    resource = copied(MANIFEST)
+    resource["spec"] |= {"later": 1, "profile": {"configMap": "mine", "later": 1}}
+    resource["spec"]["tiers"][0]["slo"]["later"] = None
+    profile = load_document("llama-3.1-8b-h200-tp1").text().replace("latency:\n", "latency:\n  laterMs: 1\n")
+
+    found = read(Seen(resource, profile_text=profile))
+
+    assert isinstance(found, Wanted)
+    assert sorted(found.ignored) == [
+        "latency.laterMs in ConfigMap mine",
+        "spec.later",
+        "spec.profile.later",
+        "spec.tiers[0].slo.later",
+    ]
 
 
 @pytest.mark.parametrize(

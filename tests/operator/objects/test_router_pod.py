@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
 from multislo_operator.kubernetes.objects.children import Unbuildable
 
@@ -112,3 +113,19 @@ def test_the_service_finds_the_routers_and_no_engine(cluster: Any) -> None:
     labels = {name: template["metadata"]["labels"].items() for name, template in cluster.templates().items()}
     assert [name for name, of in labels.items() if selector <= of] == ["llama-router"]
     assert made["Service", "llama"]["spec"]["ports"][0]["port"] == 8000
+
+
+def test_its_manifest_holds_what_differs_from_the_defaults_so_that_an_older_image_reads_it(cluster: Any) -> None:
+    plain = yaml.safe_load(cluster.made()["ConfigMap", "llama-router"]["data"]["manifest.yaml"])["spec"]
+    cluster.spec["placement"] = "Spread"
+    cluster.spec["router"] = {"port": 8001}
+    changed = yaml.safe_load(cluster.made()["ConfigMap", "llama-router"]["data"]["manifest.yaml"])["spec"]
+
+    assert "placement" not in plain
+    assert plain["router"] == {}
+    assert changed["placement"] == "Spread"
+    assert changed["router"] == {"port": 8001}
+
+
+def test_it_reads_a_manifest_of_a_newer_operator_with_a_warning(cluster: Any) -> None:
+    assert {"name": "MULTISLO_UNKNOWN_FIELDS", "value": "ignore"} in container(cluster)["env"]

@@ -76,7 +76,6 @@ async def test_a_fleet_that_is_put_is_the_fleet_that_is_told(fresh: TestServer) 
         ({"batch_tokens": 0}, ("instances[0].batch_tokens", "0", "at least 1")),
         ({"batch_tokens": True}, ("instances[0].batch_tokens", "true", "a whole number")),
         ({"id": 7}, ("instances[0].id", "7", "a string")),
-        ({"Tier": "batch"}, ("instances[0].Tier", '"batch"', "absent: there is no such field")),
     ],
 )
 async def test_a_wrong_field_is_named_with_its_value_and_what_is_legal(
@@ -203,6 +202,25 @@ async def test_a_body_that_is_no_json_is_refused(fresh: TestServer) -> None:
     assert "must be JSON" in answer["error"]["message"]
     assert await problems(fresh, []) == [("body", "[]", "an object")]
     assert await problems(fresh, {}) == [("instances", "null", "given")]
+
+
+async def test_fields_of_a_newer_operator_are_passed_over_and_named_in_the_answer_and_once_in_the_log(
+    fresh: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = {
+        "instances": [entry(zone="a"), entry(id="i-1", url="http://127.0.0.1:8101", limits={"kv": 1})],
+        "later": {},
+    }
+    for _ in range(3):
+        status, answer = await asked(fresh, "PUT", "/instances", json=later)
+        assert status == 200
+        assert answer["instances"] == 2
+        assert sorted(answer["ignored"]) == ["instances[0].zone", "instances[1].limits", "later"]
+
+    _, body = await asked(fresh, "GET", "/fleet")
+    assert [i["id"] for i in body["instances"]] == ["i-0", "i-1"]
+    (warning,) = [record.message for record in caplog.records if "does not know" in record.message]
+    assert "instances[0].zone" in warning
 
 
 async def test_a_version_of_the_list_that_is_not_known_is_refused(fresh: TestServer) -> None:

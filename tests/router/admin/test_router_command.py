@@ -122,6 +122,34 @@ async def test_a_fleet_is_taken_from_whoever_shows_the_routers_token(
             assert answer.status == 200
 
 
+@pytest.fixture
+def newer_manifest(tmp_path: Path) -> str:
+    path = tmp_path / "newer.yaml"
+    path.write_text(MANIFEST.replace("slo: {ttft: 1s,", "later: 1, slo: {ttft: 1s, later: {a: b},"))
+    return str(path)
+
+
+async def test_a_manifest_of_a_newer_operator_is_read_with_a_warning_and_a_persons_is_not(
+    newer_manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said = await failed("router", "-f", newer_manifest)
+    assert code == 2
+    assert "spec.tiers[0].slo.later: unknown field" in said
+
+    monkeypatch.setenv("MULTISLO_UNKNOWN_FIELDS", "ignore")
+    process = await started("router", "-f", newer_manifest, "--port", "0", "--admin-port", "0")
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            said = "".join([(await process.stderr.readline()).decode() for _ in range(3)])
+    finally:
+        process.kill()
+        await process.communicate()
+    assert "warning: " in said
+    assert "spec.tiers[0].slo.later, spec.tiers[0].later" in said
+    assert "live page" in said
+
+
 async def put(session: aiohttp.ClientSession, router: Router, url: str) -> None:
     body = {"instances": [{"id": "realtime-0", "url": url, "tier": "realtime"}]}
     async with session.put(f"{router.admin}/instances", json=body) as answer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multislo_api.manifest import API_VERSION, KIND, MultiSLOServing
+from multislo_api.tolerant import VARIABLE
 from multislo_operator.kubernetes import names
 
 VERSION_LABEL = "app.kubernetes.io/version"
@@ -93,6 +94,8 @@ def selector(labels: Mapping[str, str]) -> dict[str, Any]:
     return {"matchLabels": dict(labels)}
 
 
+READS_OUR_FILES = {"name": VARIABLE, "value": "ignore"}
+"""Environment of whatever reads a file that this operator wrote: a pod may be of an older image, and the file is changed under it."""
 CONTAINER_SECURITY: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 POD_SECURITY: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 """Together what PodSecurity calls restricted."""

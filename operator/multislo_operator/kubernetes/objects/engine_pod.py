@@ -11,6 +11,7 @@ from multislo_operator.kubernetes.objects.context import (
     CONFIG_HASH,
     CONTAINER_SECURITY,
     POD_SECURITY,
+    READS_OUR_FILES,
     Context,
     Unbuildable,
     digest,
@@ -196,6 +197,7 @@ def _emulated(manifest: MultiSLOServing, profile: Profile, context: Context, tie
         "imagePullPolicy": context.image_pull_policy,
         "command": ["multislo", "emulate"],
         "args": list(flags),
+        "env": [READS_OUR_FILES],
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
         "volumeMounts": [
             {"name": "profile", "mountPath": PROFILE_FOLDER, "readOnly": True},

@@ -1,5 +1,6 @@
 """The router's Deployment, its configuration, and the Service in front of it. Pure; called by `children`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from multislo_api.document import write_document
@@ -11,6 +12,7 @@ from multislo_operator.kubernetes.objects.context import (
     CONFIG_HASH,
     CONTAINER_SECURITY,
     POD_SECURITY,
+    READS_OUR_FILES,
     Context,
     Unbuildable,
     digest,
@@ -34,33 +36,37 @@ TOKEN = "token"
 
 
 def router_config(manifest: MultiSLOServing) -> str:
-    """The manifest that the routers read, without what they do not look at: what is not in here does not roll them out."""
-    whole = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
+    """The manifest that the routers read, without what they do not look at: what is not in here does not roll them out. What has its
+    default is left out too: a field that came with this version, and is not used, needs no router of this version."""
+    whole = manifest.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     spec = whole["spec"]
-    engine: dict[str, Any] = {"scheduler": spec["engine"]["scheduler"]}
+    engine: dict[str, Any] = _these(spec.get("engine", {}), "scheduler")
     seqs = engine_flags.flag_value(manifest.spec.engine.args, engine_flags.SEQS)
     if seqs is not None:
         engine["args"] = [engine_flags.SEQS, str(seqs)]
     # How many instances there may be is not the routers' to know; the least that is legal stands in its place.
     tiers = [{**tier, "instances": {"min": 0}} for tier in spec["tiers"]]
-    router = {key: spec["router"][key] for key in ("port", "adminPort")}
     return write_document(
         {
             "apiVersion": whole["apiVersion"],
             "kind": whole["kind"],
-            "metadata": {key: whole["metadata"][key] for key in ("name", "namespace")},
+            "metadata": _these(whole["metadata"], "name", "namespace"),
             "spec": {
                 "model": {key: value for key, value in spec["model"].items() if key != "tokenSecret"},
                 "profile": {"configMap": profile_config(manifest.metadata.name)},
                 "engine": engine,
                 "tiers": tiers,
                 "defaultTier": spec["defaultTier"],
-                "placement": spec["placement"],
+                **_these(spec, "placement"),
                 "scaling": {"acceleratorsMax": 1},
-                "router": router,
+                "router": _these(spec.get("router", {}), "port", "adminPort"),
             },
         }
     )
+
+
+def _these(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: mapping[key] for key in keys if key in mapping}
 
 
 def router_deployment(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def _container(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
         "imagePullPolicy": context.image_pull_policy,
         "command": ["multislo", "router"],
         "args": args,
-        "env": [{"name": TOKEN_VARIABLE, "valueFrom": token}],
+        "env": [{"name": TOKEN_VARIABLE, "valueFrom": token}, READS_OUR_FILES],
         "ports": [
             {"name": "http", "containerPort": router.port, "protocol": "TCP"},
             {"name": "admin", "containerPort": router.admin_port, "protocol": "TCP"},
