@@ -118,13 +118,13 @@ def test_the_service_finds_the_routers_and_no_engine(cluster: Any) -> None:
 def test_its_manifest_holds_what_differs_from_the_defaults_so_that_an_older_image_reads_it(cluster: Any) -> None:
     plain = yaml.safe_load(cluster.made()["ConfigMap", "llama-router"]["data"]["manifest.yaml"])["spec"]
     cluster.spec["placement"] = "Spread"
-    cluster.spec["router"] = {"port": 8001}
+    cluster.spec["router"] = {"port": 8001, "replicas": 2, "paths": [{"path": "/v1/mine"}]}
     changed = yaml.safe_load(cluster.made()["ConfigMap", "llama-router"]["data"]["manifest.yaml"])["spec"]
 
     assert "placement" not in plain
     assert plain["router"] == {}
     assert changed["placement"] == "Spread"
-    assert changed["router"] == {"port": 8001}
+    assert changed["router"] == {"port": 8001, "paths": [{"path": "/v1/mine"}]}
 
 
 def test_it_reads_a_manifest_of_a_newer_operator_with_a_warning(cluster: Any) -> None:

@@ -33,6 +33,8 @@ KEYS = "api-keys"
 """The key of the Secret under which the clients' keys are, one a line."""
 TOKEN = "token"
 """The key of the Secret under which the operator's token is."""
+PODS_ONLY = ("replicas", "podTemplate", "apiKeys")
+"""Fields of spec.router that are about the pods; all others are for the routers to read."""
 
 
 def router_config(manifest: MultiSLOServing) -> str:
@@ -59,7 +61,7 @@ def router_config(manifest: MultiSLOServing) -> str:
                 "defaultTier": spec["defaultTier"],
                 **_these(spec, "placement"),
                 "scaling": {"acceleratorsMax": 1},
-                "router": _these(spec.get("router", {}), "port", "adminPort"),
+                "router": {key: value for key, value in spec.get("router", {}).items() if key not in PODS_ONLY},
             },
         }
     )
