@@ -41,7 +41,7 @@ from multislo_api.kind import (
     WarmPool,
 )
 from multislo_api.problems import ManifestInvalid, ManifestUnreadable, Path, Problem, path_text, problems_text, shown
-from multislo_api.router import ApiKeys, PassedPath, Router
+from multislo_api.router import ApiKeys, Cors, PassedPath, Router
 from multislo_api.rules import POD_TEMPLATE, broken
 from multislo_api.tolerant import pass_over
 
@@ -51,6 +51,7 @@ __all__ = [
     "Accelerator",
     "ApiKeys",
     "Cache",
+    "Cors",
     "Emulation",
     "Engine",
     "Instances",

@@ -47,6 +47,23 @@ class PassedPath(Part):
     )
 
 
+Origin = Annotated[
+    str,
+    Field(min_length=1, max_length=253, pattern=r"^([*]|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+)$"),
+    Legal("an origin such as https://app.example.com or http://localhost:3000, without a path, or * for any"),
+]
+
+
+class Cors(Part):
+    """Web pages of which origins may read the answers."""
+
+    origins: list[Origin] = Field(
+        min_length=1,
+        max_length=64,
+        description="Origins (scheme, host, port) of the pages, or * for any page. Credentials such as cookies are never allowed.",
+    )
+
+
 class Router(Part):
     """The router, where clients connect."""
 
@@ -61,6 +78,16 @@ class Router(Part):
     )
     api_keys: ApiKeys | None = Field(
         default=None, description="Keys of which clients must send one. Default: none, so clients need no key."
+    )
+    body_max_mib: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Largest request body in MiB; a body is held until an engine has taken it. An image of 20 MiB needs 27. Default: 32.",
+    )
+    cors: Cors | None = Field(
+        default=None,
+        description="Lets web pages of other origins use the API from a browser. Default: none, browsers keep the answers from them.",
     )
     paths: list[PassedPath] = Field(
         default=[],

@@ -65,10 +65,12 @@ def engine_limits(engine: Engine, profile: Profile) -> EngineLimits:
 
 def shell_settings(manifest: MultiSLOServing, api_keys: tuple[bytes, ...] = ()) -> ShellSettings:
     """What the data path is told."""
-    model = manifest.spec.model
+    model, cors = manifest.spec.model, manifest.spec.router.cors
     return ShellSettings(
         served_names=tuple(model.served_names),
         api_keys=api_keys,
+        body_max_bytes=manifest.spec.router.body_max_mib << 20,
+        cors_origins=() if cors is None else tuple(map(_origin, cors.origins)),
         extra_paths=tuple((passed.path, tuple(passed.methods)) for passed in manifest.spec.router.paths),
         tokenizer=None if model.tokenizer is None else Path(model.tokenizer),
     )
@@ -109,6 +111,15 @@ def _keys(content: bytes, named: str) -> tuple[bytes, ...]:
         return keys_in(content)
     except ValueError as error:
         raise Unusable(f"{named}: {error}") from None
+
+
+def _origin(text: str) -> str:
+    """As browsers write it: in lower case, without the scheme's own port."""
+    text = text.lower()
+    for scheme, port in (("http://", ":80"), ("https://", ":443")):
+        if text.startswith(scheme):
+            text = text.removesuffix(port)
+    return text
 
 
 def _flag(args: list[str], name: str) -> int | None:

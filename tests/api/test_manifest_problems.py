@@ -137,6 +137,13 @@ FIELDS: list[tuple[str, object, str]] = [
         "spec.router.apiKeys: null (nothing) must be a mapping with secret, file and env, or the field left "
         "out for its default",
     ),
+    ("spec.router.bodyMaxMib", 0, "spec.router.bodyMaxMib: 0 must be an integer from 1 to 1024"),
+    (
+        "spec.router.cors",
+        {"origins": ["https://app.example.com/"]},
+        'spec.router.cors.origins[0]: "https://app.example.com/" must be an origin such as https://app.example.com or '
+        "http://localhost:3000, without a path, or * for any",
+    ),
     ("spec.model.name", None, "spec.model.name: null (nothing) must be text of 1 to 253 characters without spaces"),
     ("metadata.labels", {"a": 1}, "metadata.labels.a: 1 must be text; write it in quotes"),
     ("apiVersion", "multislo.dev/v1", 'apiVersion: "multislo.dev/v1" must be "multislo.dev/v1alpha1"'),

@@ -212,6 +212,7 @@ class ClientConnection(asyncio.Protocol):
                 keep_alive=parser.should_keep_alive(),
             )
             head.read(self._headers, keep_credentials=not self._settings.api_keys)
+            head.cors = self._gateway.cors.lines(head)
             self._check(head)
         except Fault as fault:
             self._fault = fault
@@ -318,7 +319,8 @@ class ClientConnection(asyncio.Protocol):
         self._deaf = True
         self.deadline = time.monotonic() + self._settings.linger_timeout_s
         if not self.transport.is_closing():
-            self.transport.write(error_response(fault, self._gateway.new_request_id(), close=True))
+            cors = b"" if self._head is None else self._head.cors
+            self.transport.write(error_response(fault, self._gateway.new_request_id(), close=True, extra=cors))
             self.transport.write_eof()
 
     def write(self, data: bytes) -> None:

@@ -153,10 +153,12 @@ def error_body(fault: Fault) -> bytes:
     return json.dumps({"error": error}).encode()
 
 
-def error_response(fault: Fault, request_id: bytes | None, *, close: bool, head_only: bool = False) -> bytes:
-    """A whole response; `head_only` for HEAD requests."""
+def error_response(
+    fault: Fault, request_id: bytes | None, *, close: bool, extra: bytes = b"", head_only: bool = False
+) -> bytes:
+    """A whole response; `extra` are whole header lines, `head_only` is for HEAD requests."""
     body = error_body(fault)
-    extra = b"x-multislo-reason: " + fault.reason.value.encode() + b"\r\n"
+    extra += b"x-multislo-reason: " + fault.reason.value.encode() + b"\r\n"
     retry_after_s = fault.retry_after_s
     if retry_after_s is None and fault.status == 429:
         retry_after_s = 1.0

@@ -153,11 +153,12 @@ class Exchange:
             lines = b"".join(
                 line for line in lines.splitlines(keepends=True) if not line.lower().startswith(b"transfer-encoding:")
             )
-        self._answer_head = b"%bx-request-id: %b\r\nx-multislo-instance: %b\r\n%b%b%b\r\n" % (
+        self._answer_head = b"%bx-request-id: %b\r\nx-multislo-instance: %b\r\n%b%b%b%b\r\n" % (
             answer.status_line,
             self.request_id,
             self.instance.id_bytes,
             tier,
+            head.cors,
             b"connection: close\r\n" if self._close_after else b"",
             lines,
         )
@@ -279,7 +280,7 @@ class Exchange:
         self._gateway.ended(self)
         head = self.head
         close = not head.keep_alive or self._gateway.closing
-        answer = error_response(fault, self.request_id, close=close, head_only=head.method == b"HEAD")
+        answer = error_response(fault, self.request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD")
         self._client.write(answer)
         self._client.finished(close=close)
 

@@ -26,6 +26,7 @@ from multislo_router.core.placement import PlaceBy
 from multislo_router.core.status import CoreStatus, Histogram
 from multislo_router.shell.body_scan import BodyScan, scan_body
 from multislo_router.shell.client import ClientConnection
+from multislo_router.shell.cors import Cors
 from multislo_router.shell.errors import Fault, Reason, error_response, fault_of, response
 from multislo_router.shell.exchange import Exchange
 from multislo_router.shell.fleet import Fleet
@@ -84,6 +85,7 @@ class Gateway:
         self.passing: set[Exchange] = set()
         """Requests that it does not know: other paths than completions."""
         self.routes = Routes(settings.extra_paths)
+        self.cors = Cors(settings.cors_origins)
         self.heads = HeadMemory(settings.body_max_bytes)
         self.clients: set[ClientConnection] = set()
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
@@ -241,7 +243,7 @@ class Gateway:
     def _answer_fault(self, client: ClientConnection, head: RequestHead, request_id: bytes, fault: Fault) -> None:
         self.counters.faults[fault.reason] += 1
         close = not head.keep_alive or self.closing
-        client.write(error_response(fault, request_id, close=close, head_only=head.method == b"HEAD"))
+        client.write(error_response(fault, request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD"))
         client.finished(close=close)
 
     def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
@@ -360,6 +362,7 @@ class Gateway:
     ) -> None:
         """An answer of the router's own."""
         close = not head.keep_alive or self.closing
+        extra += head.cors
         client.write(response(status, body, request_id, close=close, extra=extra, head_only=head.method == b"HEAD"))
         client.finished(close=close)
 

@@ -23,6 +23,10 @@ class Header(Enum):
     TPOT = auto()
     TIER = auto()
     INTERNAL = auto()
+    ORIGIN = auto()
+    METHOD_WANTED = auto()
+    """Of a preflight, as `HEADERS_WANTED`."""
+    HEADERS_WANTED = auto()
 
 
 HEADERS: dict[bytes, Header] = {
@@ -48,6 +52,9 @@ HEADERS: dict[bytes, Header] = {
     b"x-slo-tpot-ms": Header.TPOT,
     b"x-llm-d-slo-tpot-ms": Header.TPOT,
     b"x-slo-tier": Header.TIER,
+    b"origin": Header.ORIGIN,
+    b"access-control-request-method": Header.METHOD_WANTED,
+    b"access-control-request-headers": Header.HEADERS_WANTED,
     b"x-multislo-tier": Header.INTERNAL,
     b"x-multislo-instance": Header.INTERNAL,
     b"x-multislo-reason": Header.INTERNAL,
@@ -79,6 +86,11 @@ class RequestHead:
     """Header's name and value as the client wrote them; likewise `tpot`."""
     tpot: tuple[bytes, bytes] | None = None
     tier: bytes | None = None
+    origin: bytes | None = None
+    method_wanted: bytes | None = None
+    headers_wanted: bytes | None = None
+    cors: bytes = b""
+    """Header lines for every answer."""
 
     def read(self, headers: list[tuple[bytes, bytes]], *, keep_credentials: bool) -> None:
         """Takes all header fields in their order."""
@@ -129,3 +141,9 @@ class RequestHead:
             self.tier = value
         elif meaning is Header.EXPECT:
             self.expect = value.lower()
+        elif meaning is Header.ORIGIN:
+            self.origin = value
+        elif meaning is Header.METHOD_WANTED:
+            self.method_wanted = value
+        elif meaning is Header.HEADERS_WANTED:
+            self.headers_wanted = value

@@ -12,13 +12,15 @@ class ShellSettings:
     """Model names that clients may ask for, the first one being the model's own. Empty: any name is relayed."""
     api_keys: tuple[bytes, ...] = ()
     """Any of them opens the data port. Without one no key is asked for."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may read the answers, or `*`. Without one CORS is off."""
     tokenizer: Path | None = None
     """A tokenizer.json to count prompts with; None: their length is estimated from bytes."""
     extra_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Paths that are relayed to engines beside those of `routes`, each with its methods."""
 
-    body_max_bytes: int = 16 * 1024 * 1024
-    """A request's body is held until an engine answers it: a million tokens of text are 4 MB, a few images as much again."""
+    body_max_bytes: int = 32 * 1024 * 1024
+    """A request's body is held until an engine answers it: a million tokens of text are 4 MB, an image of 20 MiB is 27 MiB in base64."""
     header_max_bytes: int = 64 * 1024
     """Request line and headers together; engines commonly take no more."""
     connections_max: int = 20_000
@@ -33,7 +35,7 @@ class ShellSettings:
     body_gap_timeout_s: float = 20.0
     """Without a byte of a body that is under way: the client's network is gone."""
     body_timeout_s: float = 300.0
-    """For a whole body: 16 MiB at half a Mbit/s."""
+    """For a whole body: 32 MiB at one Mbit/s."""
     idle_timeout_s: float = 75.0
     """A kept-alive connection without a request: longer than the 60 s after which load balancers close theirs."""
     reader_stall_timeout_s: float = 60.0

@@ -65,6 +65,22 @@ def test_clients_may_ask_for_the_names_that_the_engines_answer_to() -> None:
     assert shell_settings(unnamed).served_names == ("org/llama",)
 
 
+def test_the_doors_of_the_data_port_are_the_manifest_s() -> None:
+    door = """
+  router:
+    bodyMaxMib: 100
+    cors: {origins: ["https://App.example.com:443", "http://localhost:3000"]}
+    paths: [{path: /version, methods: [GET]}, {path: /v1/thing}]
+"""
+    settings = shell_settings(manifest(TEXT + door))
+
+    assert settings.body_max_bytes == 100 << 20
+    assert settings.cors_origins == ("https://app.example.com", "http://localhost:3000")
+    assert settings.extra_paths == (("/version", ("GET",)), ("/v1/thing", ("POST",)))
+    closed = shell_settings(manifest())
+    assert (closed.body_max_bytes, closed.cors_origins, closed.extra_paths) == (32 << 20, (), ())
+
+
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("one\ntwo\n")

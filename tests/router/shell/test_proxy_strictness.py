@@ -163,6 +163,18 @@ async def test_a_body_that_announces_too_much_is_refused_before_it_comes(kit: An
     assert (answer.status, answer.headers["x-multislo-reason"]) == (413, "body_too_large")
 
 
+async def test_an_image_of_20_mib_is_taken(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    url = "data:image/png;base64," + "A" * (20 * 2**20 * 4 // 3)
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+
+    answer = await client.ask(kit.CHAT | {"messages": [{"role": "user", "content": content}]})
+
+    assert answer.status == 200
+    assert len(stage.engines[0].asked[0].body) > 26 * 2**20
+
+
 async def test_a_client_that_sends_too_much_still_reads_why(kit: Any) -> None:
     stage = await kit.stage(body_max_bytes=1000)
     client = await stage.client()
