@@ -7,14 +7,14 @@ fields and of damage: a status is only ever a report, so one that cannot be read
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-ConditionType = Literal["Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady"]
+ConditionType = Literal["Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady", "ChangeRefused"]
 # Of what this version writes. What is read may be a later operator's.
-CONDITION_TYPES: tuple[ConditionType, ...] = ("Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady")
+CONDITION_TYPES: tuple[ConditionType, ...] = get_args(ConditionType)
 
 MESSAGE_MAX = 1024
 """Characters of a condition's message or a tier's reason: some lines. Longer ones are cut, not refused by the API server."""
@@ -117,7 +117,8 @@ class Status(StatusPart):
         default=[],
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready (serving as wanted), RouterReady, WorkloadsReady, ScalingReady and ProfileReady. Default: none.",
+        description="Ready (serving as wanted), RouterReady, WorkloadsReady, ScalingReady, ProfileReady, and ChangeRefused (False "
+        "while all is well). Default: none.",
     )
     tiers: list[TierStatus] = Field(
         default=[],

@@ -68,6 +68,11 @@ class Child:
         self._fine = None
         self.uid, self.mark, self.at = live["metadata"]["uid"], mark(live, desired, self.whole), now
 
+    def not_applied(self) -> None:
+        """The API server refused what `due` asked for: that it is not as it should be is nobody's edit."""
+        if self.edits:
+            self.edits.pop()
+
     def _edited(self, live: Object | None, now: float) -> Due:
         if now < self.held_until:
             return Due.HELD

@@ -1,7 +1,8 @@
-"""Carries out the changes of a reconcile, in order, at the API server. One Applier a resource, called by `reconciler`.
+"""Carries out the changes of a reconcile at the API server. One Applier a resource, called by `reconciler`.
 
-The first change that fails ends the round: those after it rest on it. It is tried again at growing intervals, or as soon as its object has
-changed. What is as it should be already, as far as the cache shows, costs no call.
+Changes are independent of each other: one that is refused is tried again at growing intervals (`troubles`), and the others go on. Two
+things rest on others. No Deployment is changed while the configuration that its pods read cannot be written. And where the API server does
+not answer, nothing more is tried in that round. What is as it should be already, as far as the cache shows, costs no call.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from multislo_operator.kubernetes.applied import Child, Due
-from multislo_operator.kubernetes.cache import DEPLOYMENT, POD, Cache
+from multislo_operator.kubernetes.cache import CONFIG_MAP, DEPLOYMENT, POD, REPLICA_SET, Cache
 from multislo_operator.kubernetes.changes import (
     Apply,
     Change,
@@ -33,18 +34,25 @@ from multislo_operator.kubernetes.client import (
     Kind,
     NotFound,
     Refused,
+    ServerFault,
+    Unreachable,
 )
 from multislo_operator.kubernetes.fleet_metrics import Outcome
 from multislo_operator.kubernetes.names import SERVING, START_GATE, Key
+from multislo_operator.kubernetes.obstacles import Obstacles
 from multislo_operator.kubernetes.owners import other_owner
+from multislo_operator.kubernetes.trial import try_template
+from multislo_operator.kubernetes.troubles import Troubles, what
 from multislo_operator.kubernetes.wire import Json
 from multislo_operator.kubernetes.workloads import replicas_owner
 
 LOG = logging.getLogger(__name__)
-BACK_OFF_S = (0.5, 30.0)
+CONFLICT_AGAIN_S = 0.2
+WORSE = (Outcome.DONE, Outcome.CONFLICT, Outcome.REFUSED, Outcome.FAILED)
 TAKEN_AGAIN_S = 5.0
 """Between two looks at an object that is somebody else's: it is not watched."""
-SECRET = Kind("v1", "Secret")
+CONFIGURATION = frozenset({"Secret", CONFIG_MAP.name, "ServiceAccount"})
+"""Kinds that pods cannot do without, or read once, at their start."""
 _NO_CONFIG = "CreateContainerConfigError"
 """What a pod waits for whose Secret is not there."""
 
@@ -65,15 +73,6 @@ class Carried:
     """When what failed is to be tried again."""
 
 
-@dataclass(slots=True)
-class _Failure:
-    what: tuple[str, str]
-    version: str
-    words: str
-    count: int
-    retry_at: float
-
-
 class Applier:
     def __init__(self, api: Api, cache: Cache, key: Key, leading: Callable[[], bool] = lambda: True) -> None:
         self._api = api
@@ -82,8 +81,7 @@ class Applier:
         self._leading = leading
         self._children: dict[tuple[Kind, str], Child] = {}
         self._secrets: set[str] = set()
-        self._failure: _Failure | None = None
-        self._optional_failed: dict[str, float] = {}
+        self._troubles = Troubles()
         self._carried = Carried()
         self.held: dict[str, str] = {}
         """Children that an edit war keeps from being applied, "Kind name", and with whom."""
@@ -94,54 +92,69 @@ class Applier:
     async def carry_out(self, changes: Sequence[Change], now: float) -> Carried:
         """`now` by the monotonic clock. Raises NotLeading."""
         carried = self._carried = Carried()
+        self._troubles.forget_all_but(changes)
         if self.taken:
-            wanted = {" ".join(_of_apply(change)) for change in changes if isinstance(change, Apply)}
-            self.taken = {what: whose for what, whose in self.taken.items() if what in wanted}
+            wanted = {what(change) for change in changes if isinstance(change, Apply)}
+            self.taken = {child: whose for child, whose in self.taken.items() if child in wanted}
+        unwritten = False
         for change in changes:
-            failure = self._failure
-            if failure and now < failure.retry_at and self._is(change, failure):
-                carried.outcome, carried.again_in_s = Outcome.FAILED, failure.retry_at - now
-                break
-            if not self._leading():
-                raise NotLeading
+            if unwritten and isinstance(change, Apply) and change.object["kind"] == DEPLOYMENT.name:
+                continue
             try:
-                await self._carry_out(change, now)
-            except Conflict as error:
-                # What was seen has moved on, or is another object of the same name. The watch will tell, if it has not yet.
-                LOG.debug("%s: %s %s: %s", self._key, *_what(change), error)
-                carried.outcome, carried.again_in_s = Outcome.CONFLICT, 0.2
+                done = await self._try(change, now)
+            except Unreachable:
                 break
-            except ApiError as error:
-                self._failed(change, error, now)
-                break
-            if failure and failure.what == _what(change):
-                LOG.info("%s: %s %s is done now", self._key, *failure.what)
-                self._failure = None
+            if not done and isinstance(change, Apply | CreateSecret) and change.object["kind"] in CONFIGURATION:
+                unwritten = True
         return carried
 
-    def _failed(self, change: Change, error: ApiError, now: float) -> None:
-        before, what, words = self._failure, _what(change), str(error)
-        same = before is not None and before.what == what
-        count = before.count + 1 if same and before else 1
-        wait_s = min(BACK_OFF_S[0] * 2 ** (count - 1), BACK_OFF_S[1])
-        self._failure = _Failure(what, self._version(change), words, count, now + wait_s)
-        self._carried.outcome, self._carried.again_in_s = Outcome.FAILED, wait_s
-        if not (same and before and before.words == words):
-            LOG.warning("%s: %s %s has failed and is tried again: %s", self._key, *what, words)
-            if isinstance(error, Refused):
-                self._note("ChangeRefused", f"{what[0]} {what[1]}: {error.message}"[:1000])
+    async def _try(self, change: Change, now: float) -> bool:
+        """Whether a change is carried out; what keeps it from that is noted. Raises NotLeading, and Unreachable where nobody answers."""
+        waits = self._troubles.waits(change, now)
+        if waits is not None:
+            in_s, refused = waits
+            self._again(Outcome.REFUSED if refused else Outcome.FAILED, in_s)
+            return False
+        if not self._leading():
+            raise NotLeading
+        try:
+            await self._carry_out(change, now)
+        except Conflict as error:
+            # What was seen has moved on, or is another object of the same name. The watch will tell, if it has not yet.
+            LOG.debug("%s: %s: %s", self._key, what(change), error)
+            self._again(Outcome.CONFLICT, CONFLICT_AGAIN_S)
+            return False
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                LOG.exception("%s: %s", self._key, what(change))
+            self._failed(change, error, now)
+            if isinstance(error, Unreachable) and not isinstance(error, ServerFault):
+                raise
+            return False
+        if self._troubles.done(change):
+            LOG.info("%s: %s: taken now", self._key, what(change))
+        return True
+
+    def _failed(self, change: Change, error: Exception, now: float) -> None:
+        if isinstance(change, Apply):
+            self._children[_of(change)].not_applied()
+        wait_s, new = self._troubles.failed(change, error, now)
+        self._again(Outcome.REFUSED if isinstance(error, Refused) else Outcome.FAILED, wait_s)
+        if new is not None:
+            LOG.warning("%s: refused, and tried again: %s", self._key, new)
+            self._note("ChangeRefused", str(new)[:1000])
+
+    def _again(self, outcome: Outcome, in_s: float) -> None:
+        carried = self._carried
+        carried.outcome = max(carried.outcome, outcome, key=WORSE.index)
+        carried.again_in_s = min(in_s, carried.again_in_s or in_s)
+
+    def obstacles(self) -> Obstacles:
+        """What keeps changes from being carried out now."""
+        return Obstacles(dict(self.taken), dict(self.held), self._troubles.refusals())
 
     def _note(self, reason: str, message: str) -> None:
         self._carried.notes.append(Note(reason, message, warning=True))
-
-    def _is(self, change: Change, failure: _Failure) -> bool:
-        """It is what failed, and its object has not changed since."""
-        return failure.what == _what(change) and failure.version == self._version(change)
-
-    def _version(self, change: Change) -> str:
-        """Of the object that a change is about, as the cache has it."""
-        live = self._live(*_of(change))
-        return "" if live is None else str(live["metadata"]["resourceVersion"])
 
     def _live(self, kind: Kind, name: str) -> Object | None:
         return self._cache.child(self._key, kind, name)
@@ -169,38 +182,32 @@ class Applier:
         kind, name = _of(change)
         child = self._children.setdefault((kind, name), Child(whole=kind == DEPLOYMENT))
         due = child.due(change.object, self._live(kind, name), self._cache.watches(self._key, kind), now)
-        what = f"{kind.name} {name}"
+        named = what(change)
         if due is Due.HELD:
-            if what not in self.held:
-                self._war(what, child, now)
-            self.held[what] = child.rival
+            if named not in self.held:
+                self._war(named, child, now)
+            self.held[named] = child.rival
             return
         if due is Due.NO:
-            self.held.pop(what, None)
+            self.held.pop(named, None)
             return
-        if change.optional and now < self._optional_failed.get(what, 0.0):
-            return
-        was_held = self.held.pop(what, None) is not None
+        was_held = self.held.pop(named, None) is not None
         before = self._live(kind, name)
         known = before is not None and before["metadata"]["uid"] == child.uid
-        try:
-            if not known and await self._is_taken(change.object, what, now):
-                return
-            live = await self._api.apply(self._namespaced(change.object))
-        except Refused as error:
-            if not change.optional:
-                raise
-            if what not in self._optional_failed:
-                LOG.warning("%s: %s cannot be applied, and is left out: %s", self._key, what, error)
-            self._optional_failed[what] = now + 300.0
+        if not known and await self._is_taken(change.object, named, now):
             return
+        wanted = self._namespaced(change.object)
+        if kind == DEPLOYMENT and before is not None:
+            sets = (self._cache.children.get(self._key) or {}).get(REPLICA_SET, {})
+            await try_template(self._api, wanted, before, sets.values())
+        live = await self._api.apply(wanted)
         if was_held:
-            LOG.info("%s: %s is applied again", self._key, what)
+            LOG.info("%s: %s is applied again", self._key, named)
         child.applied(change.object, self._cache.put(kind, live), now)
 
-    async def _is_taken(self, wanted: Object, what: str, now: float) -> bool:
+    async def _is_taken(self, wanted: Object, named: str, now: float) -> bool:
         """Asked where none that was applied by us is known to be there: what is somebody else's is left alone."""
-        if what in self.taken and now < self._taken_again[what]:
+        if named in self.taken and now < self._taken_again[named]:
             return True
         kind, name = Kind.of(wanted), wanted["metadata"]["name"]
         live = self._live(kind, name)
@@ -209,20 +216,20 @@ class Applier:
                 live = await self._api.get(kind, self._key.namespace, name)
         whose = None if live is None else other_owner(live, wanted)
         if whose is None:
-            if self.taken.pop(what, None) is not None:
-                LOG.info("%s: the name of %s is free", self._key, what)
+            if self.taken.pop(named, None) is not None:
+                LOG.info("%s: the name of %s is free", self._key, named)
             return False
-        if self.taken.get(what) != whose:
-            told = f"{what} is left alone: the name is taken, by {whose}"
+        if self.taken.get(named) != whose:
+            told = f"{named} is left alone: the name is taken, by {whose}"
             LOG.warning("%s: %s", self._key, told)
             self._note("NameTaken", told)
-        self.taken[what] = whose
-        self._taken_again[what] = now + TAKEN_AGAIN_S
+        self.taken[named] = whose
+        self._taken_again[named] = now + TAKEN_AGAIN_S
         return True
 
-    def _war(self, what: str, child: Child, now: float) -> None:
+    def _war(self, named: str, child: Child, now: float) -> None:
         whom = f'"{child.rival}"' if child.rival else "somebody"
-        told = f"{whom} keeps changing {what} back; it is left so for {child.held_until - now:.0f} s"
+        told = f"{whom} keeps changing {named} back; it is left so for {child.held_until - now:.0f} s"
         LOG.warning("%s: %s", self._key, told)
         self._note("EditWar", told)
 
@@ -245,8 +252,17 @@ class Applier:
         body: Json = {"spec": {"replicas": replicas}}
         if version:
             body["metadata"] = {"resourceVersion": version}
-        live = await self._api.patch(DEPLOYMENT, self._key.namespace, name, body, verb="scale")
-        self._cache.put(DEPLOYMENT, live)
+        place = DEPLOYMENT, self._key.namespace, name
+        try:
+            self._cache.put(DEPLOYMENT, await self._api.patch(*place, body, verb="scale"))
+        except (Conflict, NotFound):
+            raise
+        except Refused:
+            # A policy may refuse every write of a Deployment as it stands. It is not asked about its scale.
+            owned = self._live(DEPLOYMENT, name)
+            if owned is None or not _has_owner(owned):
+                raise
+            await self._api.patch(*place, body, subresource="scale", verb="scale")
 
     async def _patch_pod(self, change: PatchPod) -> None:
         live = self._live(POD, change.name)
@@ -340,16 +356,6 @@ def _of(change: Change) -> tuple[Kind, str]:
             return DEPLOYMENT, change.deployment
         case _:
             return POD, change.name
-
-
-def _of_apply(change: Apply) -> tuple[str, str]:
-    return change.object["kind"], change.object["metadata"]["name"]
-
-
-def _what(change: Change) -> tuple[str, str]:
-    kind, name = _of(change)
-    verb = type(change).__name__
-    return (verb if verb.endswith(("Pod", "Secret")) else f"{verb} {kind.name}"), name
 
 
 def _is_patched(pod: Object, change: PatchPod) -> bool:

@@ -7,7 +7,8 @@
     │   ├── Conflict     409: the object has moved on since it was seen
     │   │   └── AlreadyExists
     │   └── Gone         410: a watch or a page is too old, list again
-    ├── Unreachable      network, timeout, 429, 5xx: nobody's fault, the same again may work
+    ├── Unreachable      network, timeout, 429: nobody's fault, the same again may work
+    │   └── ServerFault  5xx: the server, or an admission webhook behind it, fails with this one; others may work
     └── Garbled          an answer that cannot be understood
         └── Oversized    or that is larger than `wire` reads
 
@@ -82,6 +83,10 @@ class Unreachable(ApiError):
     pass
 
 
+class ServerFault(Unreachable):
+    pass
+
+
 class Garbled(ApiError):
     pass
 
@@ -115,13 +120,13 @@ class Kind:
 
 @dataclass(slots=True)
 class Calls:
-    """How many calls were made, by (verb, kind); a read reads, anything else writes."""
+    """How many calls were made, by (verb, kind); a read reads, anything else writes. `try` is a dry run: it changes nothing."""
 
     made: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By (verb, class of the error)."""
 
-    READS: ClassVar = frozenset({"get", "list", "watch"})
+    READS: ClassVar = frozenset({"get", "list", "watch", "try"})
 
     def reads(self) -> int:
         return sum(count for (verb, _), count in self.made.items() if verb in self.READS)
@@ -221,10 +226,11 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _of(error, f"watch {kind.plural}") from None
 
-    async def create(self, object: Mapping[str, Any]) -> Json:
+    async def create(self, object: Mapping[str, Any], dry_run: bool = False) -> Json:
+        """With `dry_run` it is defaulted and judged, also by admission, and not kept."""
         kind = Kind.of(object)
-        path = kind.path(object["metadata"].get("namespace"))
-        return await self._call("create", "POST", kind, _managed(path), dict(object))
+        path = _managed(kind.path(object["metadata"].get("namespace")), dry_run)
+        return await self._call("try" if dry_run else "create", "POST", kind, path, dict(object))
 
     async def replace(self, object: Mapping[str, Any]) -> Json:
         """The whole object; its resourceVersion says on which one it rests."""
@@ -232,11 +238,11 @@ class Api:
         path = kind.path(metadata.get("namespace"), metadata["name"])
         return await self._call("update", "PUT", kind, _managed(path), dict(object))
 
-    async def apply(self, object: Mapping[str, Any]) -> Json:
-        """Server-side apply, by force, as the one field manager."""
+    async def apply(self, object: Mapping[str, Any], dry_run: bool = False) -> Json:
+        """Server-side apply, by force, as the one field manager. `dry_run` as for `create`."""
         kind, metadata = Kind.of(object), object["metadata"]
-        path = _managed(kind.path(metadata.get("namespace"), metadata["name"])) + "&force=true"
-        return await self._call("apply", "PATCH", kind, path, dict(object), _APPLY)
+        path = _managed(kind.path(metadata.get("namespace"), metadata["name"]), dry_run) + "&force=true"
+        return await self._call("try" if dry_run else "apply", "PATCH", kind, path, dict(object), _APPLY)
 
     async def patch(
         self, kind: Kind, namespace: str, name: str, body: Json, style: str = MERGE, subresource: str | None = None,
@@ -326,8 +332,8 @@ def _exec_again(loader: Any) -> Any:
     return renew
 
 
-def _managed(path: str) -> str:
-    return f"{path}?fieldManager={FIELD_MANAGER}"
+def _managed(path: str, dry_run: bool = False) -> str:
+    return f"{path}?fieldManager={FIELD_MANAGER}{'&dryRun=All' if dry_run else ''}"
 
 
 def _failure(status: int, body: bytes) -> ApiError:
@@ -336,7 +342,9 @@ def _failure(status: int, body: bytes) -> ApiError:
         reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
     except ValueError:  # Something in front of the API server answered.
         reason, message = "", body[:300].decode(errors="replace")
-    if status == 429 or status >= 500:
+    if status >= 500:
+        return ServerFault(f"the API server answers {status} {reason}: {message}")
+    if status == 429:
         return Unreachable(f"the API server answers {status} {reason}: {message}")
     if status == 409 and reason == "AlreadyExists":
         return AlreadyExists(status, reason, message)

@@ -24,6 +24,7 @@ from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.answers import Answers
 from multislo_operator.kubernetes.changes import Object
 from multislo_operator.kubernetes.objects.children import fighting_flags
+from multislo_operator.kubernetes.obstacles import Obstacles, in_words
 from multislo_operator.kubernetes.pods import EnginePod, RouterPod
 from multislo_operator.kubernetes.rollout import Rollout
 from multislo_operator.kubernetes.wanted import EXTERNAL, Unusable, Wanted
@@ -50,8 +51,7 @@ class Picture:
     plan: Plan | None
     rolled: Rollout
     at: datetime
-    taken: Mapping[str, str] = field(default_factory=dict)
-    """Children that could not be made, "Kind name": the name is taken, and by whom."""
+    obstacles: Obstacles = field(default_factory=Obstacles)
 
 
 def status(picture: Picture) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def _judged(picture: Picture) -> dict[ConditionType, Judgement]:
     workloads = _workloads(picture)
     scaling = _scaling(picture)
     ready: Judgement = (True, "Serving", "the router answers and every tier has its instances")
-    for part in (profile, router, workloads):
-        if part[0] is not True:
+    for part in (profile, _children(picture), router, workloads):
+        if part is not None and part[0] is not True:
             ready = part
             break
     if isinstance(picture.wanted, Unusable) and not picture.wanted.of_profile:
@@ -109,7 +109,23 @@ def _judged(picture: Picture) -> dict[ConditionType, Judgement]:
         "WorkloadsReady": workloads,
         "ScalingReady": scaling,
         "ProfileReady": profile,
+        "ChangeRefused": _refused(picture),
     }
+
+
+def _children(picture: Picture) -> Judgement | None:
+    """What keeps the manifest's objects from being as it asks for; None: nothing."""
+    refused = [refusal for refusal in picture.obstacles.refused if refusal.of_child and not refusal.optional]
+    return (False, "ChangeRefused", f"{in_words(refused)}. What runs is left as it is") if refused else None
+
+
+def _refused(picture: Picture) -> Judgement:
+    if picture.obstacles.refused:
+        return True, "ChangeRefused", in_words(picture.obstacles.refused)
+    if picture.obstacles.held:
+        wars = [f"{what}: {whom or 'somebody'} keeps changing it back" for what, whom in picture.obstacles.held.items()]
+        return True, "EditWar", "; ".join(wars)
+    return False, "NothingRefused", "the API server takes every change"
 
 
 def _profile(picture: Picture) -> Judgement:
@@ -133,8 +149,8 @@ def _router(picture: Picture) -> Judgement:
 
 def _workloads(picture: Picture) -> Judgement:
     rolled = picture.rolled
-    if picture.taken:
-        others = "; ".join(f"{what} belongs to {whose}" for what, whose in picture.taken.items())
+    if picture.obstacles.taken:
+        others = "; ".join(f"{what} belongs to {whose}" for what, whose in picture.obstacles.taken.items())
         return False, "NameTaken", f"not made, since its name is taken: {others}"
     if rolled.stuck is not None:
         return False, "RolloutStuck", f"{rolled.stuck}; {rolled.left} instances of the earlier template serve on"
@@ -177,6 +193,9 @@ def _scaling(picture: Picture) -> Judgement:
         return False, "ManifestUnusable", "nothing is scaled while the manifest or its profile cannot be used"
     if picture.wanted.external:
         return False, "External", f"the annotation {names.SCALING}: {EXTERNAL} leaves replicas to another actor"
+    refused = [refusal for refusal in picture.obstacles.refused if not refusal.of_child]
+    if refused:
+        return False, "ChangeRefused", in_words(refused)
     outside = [workload for workload in picture.workloads.values() if workload.kept_outside(picture.at)]
     if outside:
         first = outside[0]

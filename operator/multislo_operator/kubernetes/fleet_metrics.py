@@ -24,6 +24,8 @@ class Outcome(StrEnum):
     DONE = "done"
     INVALID = "invalid"
     """The manifest asks for what cannot be; nothing was changed."""
+    REFUSED = "refused"
+    """The API server does not take some change; the others were carried out."""
     CONFLICT = "conflict"
     """Something had moved on meanwhile (409); it is planned again."""
     FAILED = "failed"
@@ -284,7 +286,8 @@ OF_FLEET = (
         "counter",
         "reconciles",
         ("outcome",),
-        "Reconciles that are over: done, invalid (manifest or profile), conflict (planned again), failed.",
+        "Reconciles that are over: done, invalid (manifest or profile), refused (a change, by the API server), conflict (planned again), "
+        "failed.",
         lambda fleet: (((str(outcome),), count) for outcome, count in fleet.reconciles.items()),
     ),
 )

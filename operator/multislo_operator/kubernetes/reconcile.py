@@ -25,6 +25,7 @@ from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
 from multislo_operator.kubernetes.objects.children import Context, Unbuildable, children, fleet_secret
+from multislo_operator.kubernetes.obstacles import Obstacles
 from multislo_operator.kubernetes.pods import EnginePod, engine_pods, router_pods
 from multislo_operator.kubernetes.seen import RouterSeen, Seen
 from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
@@ -70,8 +71,8 @@ class ResourceMemory:
     wanted_of: tuple[object, ...] = ()
     wanted: Wanted | Unusable | None = None
     children: tuple[Change, ...] = ()
-    taken: Mapping[str, str] = field(default_factory=dict)
-    """What could not be made, "Kind name", since somebody else has an object of that name, and who."""
+    obstacles: Obstacles = field(default_factory=Obstacles)
+    """What kept the last look's changes from being carried out."""
     token: str = ""
     """Derived from what the resource says; kept because deriving it costs more than the rest of a look."""
 
@@ -121,10 +122,20 @@ def reconcile(
     if memory.wanted is not before.wanted and isinstance(memory.wanted, Wanted) and memory.wanted.ignored:
         draft.notes.append(Note("UnknownFields", unknown_fields(memory.wanted), warning=True))
     picture = Picture(
-        seen.resource, memory.wanted, draft.workloads, engines, doors, answers, plan, rolled, at, memory.taken
+        seen.resource,
+        memory.wanted,
+        draft.workloads,
+        engines,
+        doors,
+        answers,
+        plan,
+        rolled,
+        at,
+        memory.obstacles,
     )
     return Outcome(
-        changes=(*memory.children, *draft.changes()),
+        # Gates and counts first: they are what a fleet cannot wait for.
+        changes=(*draft.changes(), *memory.children),
         instances=instance_lists(engines, draft, routers, doors),
         routers={door.name: door.admin_url for door in doors if door.admin_url is not None},
         token=memory.token,

@@ -17,7 +17,7 @@ import aiohttp
 from multislo_operator.kubernetes.apply import Applier, Carried, NotLeading
 from multislo_operator.kubernetes.cache import RESOURCE, Cache
 from multislo_operator.kubernetes.changes import Note, Object
-from multislo_operator.kubernetes.client import Api, ApiError, NotFound
+from multislo_operator.kubernetes.client import Api, ApiError, NotFound, Refused
 from multislo_operator.kubernetes.events import Events
 from multislo_operator.kubernetes.fleet_metrics import Outcome as Ended
 from multislo_operator.kubernetes.metrics import OperatorMetrics
@@ -97,8 +97,9 @@ class _Resource:
         self.routers.tell(outcome.instances)
         self._measure(outcome, began)
         carried = await self.applier.carry_out(outcome.changes, began)
-        if self.memory.taken != self.applier.taken:
-            self.memory = replace(self.memory, taken=dict(self.applier.taken))
+        obstacles = self.applier.obstacles()
+        if self.memory.obstacles != obstacles:
+            self.memory = replace(self.memory, obstacles=obstacles)
         if carried.raised:
             shared.metrics.scaled_up(self.key, shared.clock())
         await self._write_status(seen, outcome.status, at, carried)
@@ -124,8 +125,11 @@ class _Resource:
             return  # It has just been deleted.
         except ApiError as error:
             carried.outcome = Ended.FAILED
+            self.status.failed(isinstance(error, Refused) and error.status == 422, now)
             if str(error) != self.trouble:
                 LOG.warning("%s: the status cannot be written: %s", self.key, error)
+                if isinstance(error, Refused):
+                    carried.notes.append(Note("StatusRefused", error.message, warning=True))
                 self.trouble = str(error)
             return
         self.trouble = ""

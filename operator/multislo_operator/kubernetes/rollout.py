@@ -78,8 +78,10 @@ def _go_on(
     drained_s = draft.at.timestamp() - victim.draining_at
     if not empty.get(victim.name, False) and drained_s < drain_timeout_s and not victim.over:
         return None
-    if ready:
+    if ready and victim.deletion_cost != int(DELETED_FIRST):
+        # What is seen of it: the Deployment controller takes one as soon as the new one counts, and must know which.
         draft.annotate(victim, DELETION_COST=DELETED_FIRST)
+    elif ready:
         draft.serve(ready[0])
         draft.note("Replaced", f"{ready[0].name} serves in place of {victim.name}, drained in {drained_s:.0f} s")
     elif all(_waits_for_room(pod) for pod in successors):

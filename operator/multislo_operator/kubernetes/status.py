@@ -9,20 +9,31 @@ from typing import Any
 FIGURES = frozenset({"load", "attainment"})
 """Fields that change all the time. Alone they are written at most every `FIGURES_S`."""
 FIGURES_S = 15.0
+BACK_OFF_S = (1.0, 60.0)
+"""Between two tries to write what was not taken."""
+FIRST_TYPES = frozenset({"Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady"})
+"""Types of conditions that every version of the CRD has. An older one than this operator refuses the others, and the whole status with
+them; it gets these alone, for `FIRST_ONLY_S`."""
+FIRST_ONLY_S = 600.0
 
 
 @dataclass(slots=True)
 class StatusWriter:
-    """Of one resource."""
+    """Of one resource. Times by the operator's monotonic clock."""
 
     wrote_at: float = float("-inf")
+    _failures: int = 0
+    _retry_at: float = float("-inf")
+    _first_only_until: float = float("-inf")
     _asked: Any = None
     _answered: Any = None
 
     def patch(self, live: Mapping[str, Any], wanted: Mapping[str, Any], at: datetime, now: float) -> dict[str, Any]:
         """The merge patch that makes the resource's status what it should be; empty where nothing is worth a write."""
+        if now < self._retry_at:
+            return {}
         before = live.get("status") or {}
-        after = with_transitions(before, wanted, at)
+        after = with_transitions(before, self._narrowed(wanted, now), at)
         if before == after or (self._asked == after and self._answered == before):
             # The second: it was written so already, and the API server keeps it otherwise. Again would not help.
             return {}
@@ -32,8 +43,23 @@ class StatusWriter:
 
     def wrote(self, wanted: Mapping[str, Any], answer: Mapping[str, Any], at: datetime, now: float) -> None:
         self.wrote_at = now
+        self._failures = 0
         self._answered = answer.get("status") or {}
-        self._asked = with_transitions(self._answered, wanted, at)
+        self._asked = with_transitions(self._answered, self._narrowed(wanted, now), at)
+
+    def failed(self, is_invalid: bool, now: float) -> None:
+        """It was not taken; `is_invalid`: its schema is at fault."""
+        if is_invalid and now >= self._first_only_until:
+            self._first_only_until = now + FIRST_ONLY_S
+        else:
+            self._failures += 1
+            self._retry_at = now + min(BACK_OFF_S[0] * 2 ** min(self._failures - 1, 16), BACK_OFF_S[1])
+
+    def _narrowed(self, wanted: Mapping[str, Any], now: float) -> Mapping[str, Any]:
+        if now >= self._first_only_until:
+            return wanted
+        kept = [condition for condition in wanted.get("conditions") or () if condition["type"] in FIRST_TYPES]
+        return {**wanted, "conditions": kept}
 
 
 def with_transitions(before: Mapping[str, Any], wanted: Mapping[str, Any], at: datetime) -> dict[str, Any]:

@@ -156,6 +156,18 @@ SCALING = (
     ),
 )
 
+CHANGES = (
+    Alert(
+        "MultisloChangeRefused",
+        f'max by ({OF_FLEET}) (multislo_operator_condition{{type="ChangeRefused"}}) == 1',
+        "10m",
+        "ticket",
+        "The API server refuses a change of {{ $labels.namespace }}/{{ $labels.fleet }}.",
+        "What runs is left as it is. The condition ChangeRefused has the API server's words: kubectl describe mslo -n "
+        "{{ $labels.namespace }} {{ $labels.fleet }}.",
+    ),
+)
+
 # -- routers ---------------------------------------------------------------------------------------------------------------
 
 DATA_AGE_MAX_S = 30
@@ -244,7 +256,7 @@ OPERATOR = (
     ),
 )
 
-ALERTS = (*ATTAINMENT, *SCALING, *ROUTERS, *OPERATOR)
+ALERTS = (*ATTAINMENT, *SCALING, *CHANGES, *ROUTERS, *OPERATOR)
 
 
 def rules() -> Json:
@@ -255,7 +267,7 @@ def rules() -> Json:
                 {"name": f"multislo-{name}-alerts", "rules": [_rule(alert) for alert in alerts]}
                 for name, alerts in (
                     ("attainment", ATTAINMENT),
-                    ("scaling", SCALING),
+                    ("scaling", (*SCALING, *CHANGES)),
                     ("router", ROUTERS),
                     ("operator", OPERATOR),
                 )

@@ -2,8 +2,8 @@
 happen to a fleet; with what must hold at every moment. Used by the stories in `test_cluster_lives`."""
 
 import random
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from multislo_operator.kubernetes import cache as caches
 from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.apply import Applier
 from multislo_operator.kubernetes.changes import Apply, CreateSecret
-from multislo_operator.kubernetes.client import Api, Kind, Unreachable
+from multislo_operator.kubernetes.client import Api, Kind, Refused, ServerFault, Unreachable
 from multislo_operator.kubernetes.reconcile import OperatorSettings, Outcome, ResourceMemory, reconcile
 from multislo_operator.kubernetes.seen import RouterSeen
 from multislo_operator.kubernetes.workloads import OUTSIDE_KEPT_S
@@ -76,6 +76,8 @@ class FakeApi:
     """The calls that the applier makes, on the toy cluster. Between two of them time passes, and the operator may die."""
 
     life: "Life"
+    policy: Callable[[Mapping[str, Any]], str | None] = lambda object: None
+    """Why an object, or a patch of one, is refused."""
     writes: list[str] = field(default_factory=list)
 
     def _call(self, what: str) -> None:
@@ -83,19 +85,32 @@ class FakeApi:
         if life.dice.random() < life.crash_share:
             raise Crash
         if life.dice.random() < life.failure_share:
-            raise Unreachable("the toy API server does not answer")
+            failure = life.dice.choice(
+                (Unreachable("no answer"), ServerFault("a fault"), Refused(422, "Invalid", "no"))
+            )
+            raise failure
         if life.dice.random() < 0.5:
             life.pass_time(life.dice.uniform(0.0, 0.1))
         self.writes.append(what)
 
+    def _judge(self, object: Mapping[str, Any]) -> None:
+        refusal = self.policy(object)
+        if refusal is not None:
+            raise Refused(422, "Invalid", refusal)
+
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Json:
         return copied(self.life.cluster.get(kind.name, name))
 
-    async def apply(self, object: Mapping[str, Any]) -> Json:
+    async def apply(self, object: Mapping[str, Any], dry_run: bool = False) -> Json:
+        self._judge(object)
+        if dry_run:
+            return copied(object)
         self._call(f"apply {object['kind']} {object['metadata']['name']}")
         return self.life.cluster.apply(cast(Json, object), names.FIELD_MANAGER)
 
-    async def create(self, object: Mapping[str, Any]) -> Json:
+    async def create(self, object: Mapping[str, Any], dry_run: bool = False) -> Json:
+        if dry_run:
+            return copied(object)
         self._call(f"create {object['kind']}")
         return self.life.cluster.create(object["kind"], cast(Json, object))
 
@@ -201,6 +216,7 @@ class Life:
             self.mail.append((self.cluster.now + self.dice.choice((0.0, 0.02, 0.2, 0.6)), pod, fleet))
         self.note(outcome)
         carried = driven(self.applier.carry_out(outcome.changes, self.cluster.now))
+        self.memory = replace(self.memory, obstacles=self.applier.obstacles())
         self.look_at = self.cluster.now + min(outcome.wake_in_s, carried.again_in_s or outcome.wake_in_s)
         status = model.copied(dict(outcome.status))
         self.resource = {**self.resource, "status": {**(self.resource.get("status") or {}), **status}}

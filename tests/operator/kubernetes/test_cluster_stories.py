@@ -181,3 +181,35 @@ def test_a_field_of_a_newer_crd_is_told_and_changes_nothing_that_runs(life: Life
     status = life.outcome.status if life.outcome else {}
     assert {c["type"]: c["status"] for c in status["conditions"]}["Ready"] == "True"
     assert status["notes"] == [note.message]
+
+
+# -- what the API server refuses -----------------------------------------------------------------------------------------------
+
+
+def judged(life: Life, type: str) -> dict[str, str]:
+    assert life.outcome is not None
+    return next(c for c in life.outcome.status["conditions"] if c["type"] == type)
+
+
+def test_while_its_new_template_is_refused_a_fleet_is_scaled_and_its_losses_are_put_back(life: Life) -> None:
+    before = uids(life)
+    life.api.policy = lambda object: "cpu request exceeds its limit" if "too-much" in str(object) else None
+    life.set_template(**{"test/cpu": "too-much"})
+    life.run(5)
+    assert judged(life, "ChangeRefused")["status"] == "True"
+    assert "Deployment llama-batch: cpu request exceeds its limit" in judged(life, "ChangeRefused")["message"]
+    assert (judged(life, "Ready")["status"], judged(life, "Ready")["reason"]) == ("False", "ChangeRefused")
+    assert uids(life) == before
+
+    life.cluster.delete(model.POD, sorted(life.ready("realtime"))[0], "outside")
+    scaled(life, batch=3)
+    life.converge(200)
+    assert len(life.ready("realtime")) == 2
+    assert len(life.ready("batch")) == 3
+    assert len(uids(life) & before) == 3, "nothing else was touched"
+
+    life.set_template(**{"test/cpu": "enough"})
+    life.converge(400)
+    assert judged(life, "ChangeRefused")["status"] == "False"
+    assert judged(life, "Ready")["status"] == "True"
+    assert uids(life).isdisjoint(before)

@@ -84,3 +84,25 @@ def test_a_flood_of_events_is_cut_off_and_ebbs() -> None:
     said = [allowance.take(KEY, Note("R", str(number)), 0.0) for number in range(100)]
     assert sum(said) == BURST
     assert allowance.take(KEY, Note("R", "later"), 60.0)
+
+
+def test_an_older_schema_gets_the_conditions_that_it_knows() -> None:
+    writer = StatusWriter()
+    wanted = status()
+    wanted["conditions"].append({"type": "ChangeRefused", "status": "False", "reason": "NothingRefused"})
+    assert len(writer.patch({}, wanted, AT, 0.0)["conditions"]) == 2
+    writer.failed(is_invalid=True, now=0.0)
+    assert [condition["type"] for condition in writer.patch({}, wanted, AT, 0.1)["conditions"]] == ["Ready"]
+    live = written(writer, {}, wanted, 0.1)
+    assert writer.patch(live, wanted, AT, 60.0) == {}
+    assert len(writer.patch(live, wanted, AT, 601.0)["conditions"]) == 2
+
+
+def test_a_status_that_is_not_taken_is_tried_at_growing_intervals() -> None:
+    writer = StatusWriter()
+    tries = 0
+    for now in range(600):
+        if writer.patch({}, status(), AT, float(now)):
+            tries += 1
+            writer.failed(is_invalid=False, now=float(now))
+    assert 10 < tries < 20

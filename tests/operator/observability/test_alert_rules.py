@@ -136,6 +136,15 @@ CASES = [
         }),
     ),
     *both(
+        "MultisloChangeRefused", "12m",
+        ("refused for ten minutes", {
+            f'multislo_operator_condition{{{OF},type="ChangeRefused",reason="ChangeRefused"}}': "1x20"
+        }),
+        ("nothing is refused", {
+            f'multislo_operator_condition{{{OF},type="ChangeRefused",reason="NothingRefused"}}': "0x20"
+        }),
+    ),
+    *both(
         "MultisloRouterDataStale", "5m",
         ("the last answer is a minute old", {f"multislo_operator_router_data_age_seconds{{{OF}}}": "60x20"}),
         ("it is a second old", {

@@ -152,7 +152,7 @@ def test_reconciles_and_writes_are_counted(exported: Exported) -> None:
     exported.metrics.reconciled(CHAT, Outcome.FAILED, 0.5)
     exported.metrics.wrote("scale", "Deployment")
     counts = exported.samples("multislo_operator_reconciles_total", namespace="serving", fleet="chat")
-    assert counts == {("done",): 1, ("invalid",): 0, ("conflict",): 0, ("failed",): 1}
+    assert counts == {("done",): 1, ("invalid",): 0, ("refused",): 0, ("conflict",): 0, ("failed",): 1}
     assert exported.samples("multislo_operator_reconcile_seconds_count") == {(): 2}
     assert exported.samples("multislo_operator_api_writes_total") == {("Deployment", "scale"): 1}
 
