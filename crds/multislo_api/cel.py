@@ -9,6 +9,9 @@ from typing import Any
 RESERVED_TIERS = ("router", "warm")
 """Tier names that would collide with what the operator itself makes: NAME-router and NAME-warm."""
 
+SERVICE_TIERS = ("auto", "default", "flex", "priority")
+"""OpenAI's values of `service_tier`."""
+
 MODELS_PATH = "/v1/models"
 ROUTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", MODELS_PATH, "/health")
 """What the router schedules or answers itself."""
@@ -65,8 +68,20 @@ _MIN_MAX = _rule(
     at=".min",
 )
 
+_SERVICE_TIERS = [
+    _rule(
+        f"!has(self.serviceTiers) || !has(self.serviceTiers.{name}) || self.tiers.exists(t, t.name == self.serviceTiers.{name})",
+        '"%s" must name a tier: one of %s',
+        *(f"self.serviceTiers.{name}", _TIERS),
+        fallback="must name a tier",
+        at=f".serviceTiers.{name}",
+    )
+    for name in SERVICE_TIERS
+]
+
 RULES: dict[str, list[dict[str, Any]]] = {
     "spec": [
+        *_SERVICE_TIERS,
         _rule(
             "!has(self.defaultTier) || self.tiers.exists(t, t.name == self.defaultTier)",
             '"%s" must name a tier: one of %s',

@@ -249,6 +249,19 @@ class Tier(Part):
     )
 
 
+class ServiceTiers(Part):
+    """Which tier each of OpenAI's own values of service_tier means. A tier's name needs no entry."""
+
+    auto: TierName | None = Field(default=None, description="For clients that leave the choice. Default: defaultTier.")
+    default: TierName | None = Field(default=None, description="For standard processing. Default: defaultTier.")
+    flex: TierName | None = Field(
+        default=None, description="For cheap and slow processing. Default: the loosest tier, with the longest tpot."
+    )
+    priority: TierName | None = Field(
+        default=None, description="For fast processing. Default: the tightest tier, with the shortest tpot."
+    )
+
+
 class WarmPool(Part):
     """Running instances that belong to no tier. A tier that needs one gets it without waiting for a start."""
 
@@ -332,6 +345,11 @@ class Spec(Part):
     default_tier: TierName = Field(
         default_factory=lambda valid: max(valid["tiers"], key=lambda tier: tier.slo.tpot_s).name,
         description="Tier of requests that name neither a tier nor an SLO. Default: the one with the longest tpot.",
+    )
+    service_tiers: ServiceTiers = Field(
+        default=ServiceTiers(),
+        description="Which tier each of OpenAI's own values of service_tier means. Default: priority the tightest, flex the loosest, the "
+        "others defaultTier.",
     )
     placement: Literal["Pack", "Spread"] = Field(
         default="Pack",

@@ -24,7 +24,7 @@ Some rules concern several fields:
 
 - tiers have unique names, none of them `router` or `warm`, and no two of them the same `tpot`;
 - `min` is at most `max`, for a tier's instances and for the warm pool; a schedule's `min` is at most its tier's `max`;
-- `defaultTier` and a schedule's `tier` name a tier;
+- `defaultTier`, `serviceTiers` and a schedule's `tier` name a tier;
 - `scaling.acceleratorsMax` is at least the sum of all minima, the warm pool's included, times `engine.accelerator.perInstance`;
 - `router.port` and `router.adminPort` differ;
 - `router.apiKeys` has exactly one of its fields; `model.servedNames` has no duplicates;

@@ -5,7 +5,7 @@ beside the field checks; a rule looks only at values that are legal by themselve
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from multislo_api.cel import MODELS_PATH, RESERVED_TIERS, ROUTED_PATHS
+from multislo_api.cel import MODELS_PATH, RESERVED_TIERS, ROUTED_PATHS, SERVICE_TIERS
 from multislo_api.duration import parse_duration_s
 from multislo_api.fields import located
 from multislo_api.problems import Path, Problem, path_text, shown
@@ -96,6 +96,11 @@ def _the_default_tier_exists(known: Known) -> Iterator[Problem]:
     yield from _names_a_tier(known, ("spec", "defaultTier"))
 
 
+def _service_tiers_name_tiers(known: Known) -> Iterator[Problem]:
+    for name in SERVICE_TIERS:
+        yield from _names_a_tier(known, ("spec", "serviceTiers", name))
+
+
 def _schedules_fit_their_tiers(known: Known) -> Iterator[Problem]:
     for index in range(known.count("spec", "scaling", "schedule")):
         entry: Path = ("spec", "scaling", "schedule", index)
@@ -176,6 +181,7 @@ RULES: list[Rule] = [
     _served_names_are_unique,
     _minima_are_not_over_maxima,
     _the_default_tier_exists,
+    _service_tiers_name_tiers,
     _schedules_fit_their_tiers,
     _the_minima_fit_the_accelerators,
     _the_ports_differ,

@@ -68,12 +68,23 @@ def shell_settings(manifest: MultiSLOServing, api_keys: tuple[bytes, ...] = ()) 
     model, cors = manifest.spec.model, manifest.spec.router.cors
     return ShellSettings(
         served_names=tuple(model.served_names),
+        service_tiers=service_tiers(manifest.spec),
         api_keys=api_keys,
         body_max_bytes=manifest.spec.router.body_max_mib << 20,
         cors_origins=() if cors is None else tuple(map(_origin, cors.origins)),
         extra_paths=tuple((passed.path, tuple(passed.methods)) for passed in manifest.spec.router.paths),
         tokenizer=None if model.tokenizer is None else Path(model.tokenizer),
     )
+
+
+def service_tiers(spec: Spec) -> dict[str, str]:
+    """What each `service_tier` means that is no tier's name. A tier that bears one of OpenAI's names keeps it, unless the manifest says
+    otherwise; `scale` (OpenAI's) and `standard_only` (Anthropic's) have no meaning of their own here."""
+    tiers = sorted(spec.tiers, key=lambda tier: tier.slo.tpot_s)
+    means = dict.fromkeys(("auto", "default", "scale", "standard_only"), spec.default_tier)
+    means |= {"flex": tiers[-1].name, "priority": tiers[0].name}
+    means |= {tier.name: tier.name for tier in tiers if tier.name in means}
+    return means | spec.service_tiers.model_dump(exclude_none=True)
 
 
 def api_keys_of(keys: ApiKeys | None) -> tuple[bytes, ...]:

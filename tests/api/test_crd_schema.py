@@ -202,6 +202,7 @@ def test_every_rule_of_the_loader_has_its_twin() -> None:
         "_served_names_are_unique": "spec.model.servedNames",  # A set.
         "_minima_are_not_over_maxima": "spec.tiers[].instances",
         "_the_default_tier_exists": "spec",
+        "_service_tiers_name_tiers": "spec",
         "_schedules_fit_their_tiers": "spec",
         "_the_minima_fit_the_accelerators": "spec",
         "_the_ports_differ": "spec.router",

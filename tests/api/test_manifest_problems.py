@@ -226,6 +226,10 @@ RULES: list[tuple[dict[str, object], str]] = [
     ),
     ({"spec.defaultTier": "slow"}, 'spec.defaultTier: "slow" must name a tier: one of realtime, interactive, batch'),
     (
+        {"spec.serviceTiers": {"flex": "slow", "priority": "realtime"}},
+        'spec.serviceTiers.flex: "slow" must name a tier: one of realtime, interactive, batch',
+    ),
+    (
         {"spec.scaling.schedule.0.tier": "slow"},
         'spec.scaling.schedule[0].tier: "slow" must name a tier: one of realtime, interactive, batch',
     ),

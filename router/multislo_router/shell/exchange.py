@@ -17,6 +17,7 @@ from multislo_router.shell.errors import Fault, Reason, error_event, error_respo
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.response_head import ChunkedBody, ResponseBody, ResponseHead
 from multislo_router.shell.routes import Route
+from multislo_router.shell.served_tier import ServedTier, served_tier
 from multislo_router.shell.sse import EventCount, WholeAnswer
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Exchange:
         "_events",
         "_gateway",
         "_scan",
+        "_served",
         "_unchunk",
         "_whole",
         "body",
@@ -63,6 +65,7 @@ class Exchange:
         self._gateway = gateway
         self._client = client
         self._scan = scan
+        self._served: ServedTier | None = None
         self._events: EventCount | None = None
         self._whole: WholeAnswer | None = None
         self._answer_body: ResponseBody | None = None
@@ -143,6 +146,9 @@ class Exchange:
             self._events = EventCount() if answer.event_stream else None
             self._whole = None if answer.event_stream else WholeAnswer()
             tier = b"x-multislo-tier: %b\r\n" % place.tier.encode()
+            assert self._scan is not None
+            asked = self._scan.service_tier is not None
+            self._served = served_tier(place.tier, head.target.route, answer, body) if asked else None
         else:
             tier = b""
         assert self.instance is not None
@@ -175,11 +181,15 @@ class Exchange:
         elif self._whole is not None:
             for piece in body.pieces:
                 self._whole.feed(piece)
-        if self._unchunk:
+        if self._served is not None:
+            relayed = self._served.relay(body, chunked=isinstance(body, ChunkedBody) and not self._unchunk)
+        elif self._unchunk:
             relayed = b"".join(body.pieces)
         if not self.started and (relayed or body.done):
             self.started = True
             self.body = b""
+            if self._served is not None:
+                self._answer_head = self._served.head(self._answer_head, relayed)
             relayed = self._answer_head + relayed
         if relayed:
             self._client.write(relayed)

@@ -1,6 +1,7 @@
 """What the data path is told once: names, key and limits. Made by the command from the manifest; every limit has a unit and a reason."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -10,6 +11,8 @@ class ShellSettings:
 
     served_names: tuple[str, ...] = ()
     """Model names that clients may ask for, the first one being the model's own. Empty: any name is relayed."""
+    service_tiers: Mapping[str, str] = field(default_factory=dict)
+    """Which tier a `service_tier` means that is no tier's name, or means another one."""
     api_keys: tuple[bytes, ...] = ()
     """Any of them opens the data port. Without one no key is asked for."""
     cors_origins: tuple[str, ...] = ()

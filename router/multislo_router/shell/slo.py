@@ -39,10 +39,14 @@ def slo_of(head: RequestHead, service_tier: str | None, tiers: frozenset[str], s
             legal = ", ".join(sorted(tiers))
             message = f"x-slo-tier: {slo.tier!r} is not a tier; legal are: {legal}"
             raise Fault(Reason.UNKNOWN_TIER, message, param="x-slo-tier")
-    elif service_tier in tiers and slo.ttft_s is None and slo.tpot_s is None:
-        # OpenAI's own values ("auto", "default", "flex", "priority") are no error: they mean the default tier,
-        # unless a tier bears that name.
-        slo.tier = service_tier
+    elif service_tier is not None:
+        tier = settings.service_tiers.get(service_tier, service_tier if service_tier in tiers else None)
+        if tier is None:
+            legal = ", ".join(sorted(tiers | settings.service_tiers.keys()))
+            message = f"service_tier: {service_tier!r} must be one of {legal}"
+            raise Fault(Reason.UNKNOWN_TIER, message, param="service_tier")
+        if slo.ttft_s is None and slo.tpot_s is None:
+            slo.tier = tier
     return slo
 
 

@@ -81,6 +81,20 @@ def test_the_doors_of_the_data_port_are_the_manifest_s() -> None:
     assert (closed.body_max_bytes, closed.cors_origins, closed.extra_paths) == (32 << 20, (), ())
 
 
+def test_openai_s_service_tiers_mean_tiers() -> None:
+    assert shell_settings(manifest()).service_tiers == {
+        **dict.fromkeys(("auto", "default", "scale", "standard_only", "flex"), "batch"),
+        "priority": "realtime",
+    }
+    mapped = shell_settings(manifest(TEXT + "  serviceTiers: {auto: realtime, priority: batch}"))
+    assert (mapped.service_tiers["auto"], mapped.service_tiers["priority"]) == ("realtime", "batch")
+    named = manifest(TEXT.replace("realtime", "flex"))
+    assert (shell_settings(named).service_tiers["flex"], shell_settings(named).service_tiers["priority"]) == (
+        "flex",
+        "flex",
+    )
+
+
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("one\ntwo\n")

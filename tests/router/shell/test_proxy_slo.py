@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+SERVICE_TIERS = {"auto": "interactive", "default": "interactive", "flex": "batch", "priority": "realtime"}
+
 
 @pytest.mark.parametrize(
     ("headers", "body", "tier"),
@@ -15,8 +17,8 @@ import pytest
         ("", {"service_tier": "batch"}, "batch"),
         ("", {"service_tier": "auto"}, "interactive"),
         ("", {"service_tier": "default"}, "interactive"),
-        ("", {"service_tier": "flex"}, "interactive"),
-        ("", {"service_tier": "priority"}, "interactive"),
+        ("", {"service_tier": "flex"}, "batch"),
+        ("", {"service_tier": "priority"}, "realtime"),
         ("", {"service_tier": None}, "interactive"),
         ("x-slo-tpot-ms: 100\r\n", {}, "batch"),
         ("x-slo-tpot-ms: 99.5\r\n", {}, "interactive"),
@@ -29,7 +31,7 @@ import pytest
 async def test_a_request_is_served_by_the_tier_that_it_asks_for(
     kit: Any, headers: str, body: dict[str, Any], tier: str
 ) -> None:
-    stage = await kit.stage()
+    stage = await kit.stage(service_tiers=SERVICE_TIERS)
     client = await stage.client()
 
     answer = await client.ask(kit.CHAT | body, headers=headers)
@@ -69,6 +71,19 @@ async def test_an_unknown_tier_is_a_400_that_names_the_legal_ones(kit: Any) -> N
 
     assert (answer.status, answer.headers["x-multislo-reason"]) == (400, "unknown_tier")
     assert answer.error["message"] == "x-slo-tier: 'gold' is not a tier; legal are: batch, interactive, realtime"
+
+
+async def test_an_unknown_service_tier_is_a_400_that_names_the_legal_ones(kit: Any) -> None:
+    stage = await kit.stage(service_tiers=SERVICE_TIERS)
+    client = await stage.client()
+
+    answer = await client.ask(kit.CHAT | {"service_tier": "realtme"})
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (400, "unknown_tier")
+    assert (answer.error["param"], answer.error["message"]) == (
+        "service_tier",
+        "service_tier: 'realtme' must be one of auto, batch, default, flex, interactive, priority, realtime",
+    )
 
 
 async def test_a_tier_that_rejects_answers_429_with_retry_after(kit: Any) -> None:
