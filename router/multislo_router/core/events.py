@@ -31,6 +31,8 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     CLIENT_GONE = "client_gone"
     ENGINE_FAILED = "engine_failed"
+    ROUTER_FAILED = "router_failed"
+    """By a bug of the router's own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The instances that the router may place on, by name and on their ladders, as the fleet's own events leave them. Kept by `machine`; the
 placements see the ladders alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.events import InstanceSpec
@@ -79,6 +79,16 @@ class Fleet:
         for instance in self.touched:
             self.reindex(instance)
         self.touched.clear()
+
+    def list_anew(self, known: Iterable[Instance]) -> None:
+        """Put every instance where it belongs, whatever the ladders say; `known` are all that may be on one."""
+        for ladder in (*self.homes.tiers, self.homes.warm):
+            ladder.clear()
+        for instance in known:
+            instance.bucket = -1
+        self.touched.clear()
+        for instance in self.instances.values():
+            self._list(instance)
 
     def refresh(self, now: float) -> None:
         """Bring every instance up to date. O(fleet)."""

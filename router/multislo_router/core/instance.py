@@ -265,6 +265,27 @@ class Instance:
         if not self.prefills and not self.decodes:
             self.empty_since = now
 
+    def rebook(self, requests: list[Request], now: float) -> None:
+        """Forget what is booked here and book just these requests, at the stages that they are at: an event was interrupted by an
+        exception, and what it left may be half done."""
+        place = {id: index for index, id in enumerate(self.prefills)}
+        share, variance, late_share = self.prefill_share, self.prefill_variance, self.late_share
+        self.prefills, self.decodes, self.lost = {}, {}, {}
+        self.ahead = self.kv_reserved = self.kv_decode_tokens = 0
+        self.tier_counts = [0] * len(self.tpots)
+        self.due_least = [inf] * len(self.tpots)
+        self.tpot_counts = {}
+        self.tpot_tightest_s = inf
+        self.queue = StockQueue(now)
+        self.empty_since = now
+        for request in sorted(requests, key=lambda r: (r.stage is PREFILL, place.get(r.id, len(place)), r.due)):
+            decodes = request.stage is DECODE
+            self.admit(request, now)
+            if decodes and request.stage is PREFILL:
+                self.began_to_decode(request, now)
+        self.prefill_share, self.prefill_variance, self.late_share = share, variance, late_share
+        self.refresh(now)
+
     # -- what iterations bring -----------------------------------------------------------------------------------------
 
     def iteration_seen(self, now: float, left_out: Sequence[Request]) -> None:

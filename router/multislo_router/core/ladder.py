@@ -44,6 +44,11 @@ class Ladder:
             self._mask &= ~(1 << instance.bucket)
         instance.bucket = -1
 
+    def clear(self) -> None:
+        for bucket in self._buckets:
+            bucket.clear()
+        self._mask = 0
+
     def move(self, instance: Instance) -> None:
         """Put an instance where its load says that it belongs now."""
         if bucket_of(instance.load) != instance.bucket:

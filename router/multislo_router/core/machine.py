@@ -15,8 +15,9 @@ from multislo_router.core.lag import measure_lag
 from multislo_router.core.load import calibrate, calibrate_by_prefill, measure_load
 from multislo_router.core.pending import Pending
 from multislo_router.core.placement import PLACEMENTS, Choice, OfferBy, PlaceBy, least_harm, nearly, offered
+from multislo_router.core.recovery import rebook
 from multislo_router.core.report import status_of
-from multislo_router.core.request import DECODE, HELD, OVER, PREFILL, Request
+from multislo_router.core.request import DECODE, HELD, OVER, PREFILL, Request, Stage
 from multislo_router.core.room import room_for_late
 from multislo_router.core.status import CoreStatus
 from multislo_router.core.tier import Tier
@@ -83,6 +84,23 @@ class RouterCore:
             self.fleet.reindex_touched()
         return made
 
+    def recover(self, now: float) -> None:
+        """`handle` has raised, and may have left an event half done: whatever is a sum over the requests is summed anew. A request whose
+        decision was lost with the event stays as it is booked; whoever sends requests knows those that it never sent (`stage_of`)."""
+        rebook(self.requests.values(), self.fleet, self.tiers, now)
+        self.pending = Pending()
+        for request in self.requests.values():
+            if request.stage is HELD:
+                self._queue(request)
+        self.wake_at = None
+        if self.pending.count:
+            self._set_wake(now + RETRY_S)
+
+    def stage_of(self, request: int) -> Stage | None:
+        """Where a request is; None where it is unknown, or over."""
+        found = self.requests.get(request)
+        return None if found is None else found.stage
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def _request_arrived(self, event: e.RequestArrived) -> Sequence[d.Decision]:
@@ -138,9 +156,7 @@ class RouterCore:
         tier = request.tier
         tier.pending += 1
         tier.held += 1
-        tokens = 1 if request.prefilled else request.prompt_tokens
-        last_call_at = request.due - self.config.latency.prefill_s(tokens, 0, self.fleet.batch_tokens_largest, 0, 0)
-        self.pending.hold(request, last_call_at)
+        last_call_at = self._queue(request)
         if last_call_at <= request.arrived and not request.attempts:
             tier.out_of_reach += 1
         if last_call_at <= now:
@@ -148,6 +164,18 @@ class RouterCore:
         else:
             self._set_wake(now + RETRY_S)
         return d.Hold(request.id, tier.name, "no instance has room")
+
+    def _queue(self, request: Request) -> float:
+        """Put a held request in the queue; when its deadline is out of reach even of an idle instance."""
+        tokens = 1 if request.prefilled else request.prompt_tokens
+        last_call_at = request.due - self.config.latency.prefill_s(tokens, 0, self.fleet.batch_tokens_largest, 0, 0)
+        self.pending.hold(request, last_call_at)
+        if request.lost:
+            self._give_up(request)
+        return last_call_at
+
+    def _give_up(self, request: Request) -> None:
+        self.pending.give_up(request, 1 if request.tier.config.overload is Overload.BEST_EFFORT else 0)
 
     def _place(self, request: Request, choice: Choice, now: float) -> d.Place:
         """Book the request on the chosen instance. It may have been held before or not."""
@@ -383,7 +411,7 @@ class RouterCore:
             cause = d.Cause.DEADLINE if self.fleet.placeable else d.Cause.NO_INSTANCE
             return self._refuse(request, cause, now, "no instance can meet its deadline any more")
         request.tier.given_up += 1
-        self.pending.give_up(request, 1 if request.tier.config.overload is Overload.BEST_EFFORT else 0)
+        self._give_up(request)
         return None
 
     def _set_wake(self, at: float) -> None:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import CollectorRegistry
@@ -26,6 +27,7 @@ from multislo_api.tolerant import read_json, warning
 from multislo_router.core.status import Histogram
 from multislo_router.shell.exposition import exposition
 from multislo_router.shell.gateway import Gateway
+from multislo_router.shell.internal_errors import Seam
 from multislo_router.shell.metrics import LAG_EDGES
 from multislo_router.shell.scrape import Scrape
 from multislo_router.shell.snapshot import fleet_snapshot
@@ -72,7 +74,7 @@ class Admin:
         self.page = files("multislo_router.shell.page").joinpath("index.html").read_bytes()
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._count_failures])
         app.add_routes(
             [
                 web.get("/", self.get_page),
@@ -86,6 +88,16 @@ class Admin:
         )
         app.cleanup_ctx.append(self._watch_loop)
         return app
+
+    @web.middleware
+    async def _count_failures(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            self.gateway.errors.failed(Seam.ADMIN, error, None, request.path)
+            return _error(500, "the router failed on this request", [])
 
     def snapshot(self) -> FleetSnapshot:
         now = self.clock()
@@ -114,6 +126,7 @@ class Admin:
             version=version("multislo"),
             decision=self.gateway.decision_seconds,
             faults=self.gateway.counters.faults,
+            internal_errors=self.gateway.errors.counts,
             connections=self.gateway.counters.connections,
             connections_open=len(self.gateway.clients),
             passed_through=self.gateway.counters.passed_through,

@@ -4,6 +4,7 @@ Called by the gateway once a body is complete. The body itself goes to the engin
 220 KB of prompt cost about 0.2 ms here, where `json.loads` takes 0.7 ms (5 ms for token ids).
 """
 
+import codecs
 import re
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ _INLINE_FILE = re.compile(rb";base64,[A-Za-z0-9+/=\\]*")
 _TOKEN_IDS = re.compile(rb"\[[\s\[]*-?[0-9]")
 
 
+PIECE_BYTES = 256 * 1024
+_UTF_8 = codecs.getincrementaldecoder("utf-8")
 _ABSENT = msgspec.Raw()
 _NULL = b"null"
 
@@ -61,6 +64,8 @@ class BodyScan:
 
 def scan_body(body: bytes) -> BodyScan:
     """Raises a `Fault` that names the field, where the body is no JSON object or a field has the wrong type."""
+    if not body.isascii():
+        _check_utf_8(body)
     try:
         fields = _decode(body)
     except msgspec.ValidationError as error:
@@ -100,6 +105,18 @@ def scan_body(body: bytes) -> BodyScan:
     )
 
 
+def _check_utf_8(body: bytes) -> None:
+    """msgspec looks only into the text that it builds. In pieces: the text of a large body takes up to four times its bytes."""
+    decoder = _UTF_8()
+    try:
+        for at in range(0, len(body), PIECE_BYTES):
+            decoder.decode(body[at : at + PIECE_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        bad = error.object[error.start]
+        raise Fault(Reason.INVALID_JSON, f"the body is not valid UTF-8: byte 0x{bad:02x}: {error.reason}") from None
+
+
 def _tokens(limit: int | float, fields: _Body) -> int:
     name = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
     if limit != limit // 1 or not 0 <= limit <= TOKENS_MAX:
@@ -118,9 +135,13 @@ def _field_fault(problem: str) -> Fault:
 
 
 def prompt_texts(prompt: bytes) -> list[str]:
-    """All texts in a prompt or in messages (`content`, `text`), for the tokenizer; what is neither counts as nothing."""
+    """All texts in a prompt or in messages (`content`, `text`), for the tokenizer; what is neither counts as nothing. Raises a `Fault`
+    where they cannot be read."""
     texts: list[str] = []
-    todo: list[object] = [msgspec.json.decode(prompt)] if prompt else []
+    try:
+        todo: list[object] = [msgspec.json.decode(prompt)] if prompt else []
+    except (ValueError, RecursionError) as error:
+        raise Fault(Reason.INVALID_JSON, f"the body is not valid JSON: {error}") from None
     while todo:
         match todo.pop():
             case str(text):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from multislo_router.shell.errors import Fault, Reason, error_response
+from multislo_router.shell.internal_errors import Seam
 from multislo_router.shell.keys import check_key
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.routes import OPEN
@@ -28,6 +29,13 @@ _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)
 """RFC 3986's host and port, but for the punctuation that no name in use has."""
 
 
+class Dropped(asyncio.Protocol):
+    """A connection that is closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
 class ClientConnection(asyncio.Protocol):
     """`exchange` is the request being answered; others of the same connection wait for it. `deadline`: when the gateway's sweep shall
     call `expired`."""
@@ -41,10 +49,12 @@ class ClientConnection(asyncio.Protocol):
         "_body_deadline",
         "_continue_due",
         "_deaf",
+        "_errors",
         "_fault",
         "_gateway",
         "_head",
         "_headers",
+        "_owes",
         "_parser",
         "_quiet_bytes",
         "_reading_bytes",
@@ -62,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._settings = gateway.settings
+        self._errors = gateway.errors
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -84,6 +95,8 @@ class ClientConnection(asyncio.Protocol):
         self._deaf = False
         """Nothing more is read as a request."""
         self._advancing = False
+        self._owes = False
+        """A request was begun, and neither answered nor made an exchange."""
         self.exchange: Exchange | None = None
         self.closing = False
         self.deadline = NEVER
@@ -92,6 +105,12 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        try:
+            self._made()
+        except Exception as error:
+            self._errors.failed(Seam.CLIENT, error, self)
+
+    def _made(self) -> None:
         self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.transport.set_write_buffer_limits(high=self._settings.write_buffer_max_bytes)
         self.deadline = time.monotonic() + self._settings.idle_timeout_s
@@ -101,6 +120,12 @@ class ClientConnection(asyncio.Protocol):
             self._advance()
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._received(data)
+        except Exception as error:
+            self._errors.failed(Seam.CLIENT, error, self)
+
+    def _received(self, data: bytes) -> None:
         if self._deaf:
             return
         if self.exchange is not None or self._waiting:
@@ -114,8 +139,7 @@ class ClientConnection(asyncio.Protocol):
             known = self._gateway.heads.find(data)
             if known is not None:
                 head, end = known
-                self.deadline = NEVER
-                self._gateway.begin(self, head, data[end:])
+                self._begin(head, data[end:])
                 return
         self._read(data)
         if between and self.between and len(self._waiting) == 1 and not self._deaf:
@@ -129,23 +153,35 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closing = True
-        self._deaf = True
-        self._waiting.clear()
-        self._gateway.left(self)
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.client_gone()
+        try:
+            self.closing = True
+            self._deaf = True
+            self._waiting.clear()
+            self._gateway.left(self)
+            if exchange is not None:
+                exchange.client_gone()
+        except Exception as error:
+            self._gateway.left(self)
+            self._errors.failed(Seam.CLIENT, error, exchange)
 
     def pause_writing(self) -> None:
         self.deadline = time.monotonic() + self._settings.reader_stall_timeout_s
-        if self.exchange is not None:
-            self.exchange.pause()
+        exchange = self.exchange
+        if exchange is not None:
+            try:
+                exchange.pause()
+            except Exception as error:
+                self._errors.failed(Seam.CLIENT, error, exchange)
 
     def resume_writing(self) -> None:
-        if self.exchange is not None:
+        exchange = self.exchange
+        if exchange is not None:
             self.deadline = NEVER
-            self.exchange.resume()
+            try:
+                exchange.resume()
+            except Exception as error:
+                self._errors.failed(Seam.CLIENT, error, exchange)
 
     # -- reading requests ----------------------------------------------------------------------------------------------
 
@@ -161,9 +197,11 @@ class ClientConnection(asyncio.Protocol):
                 self._waiting[-1][0].keep_alive = False
         except httptools.HttpParserError as error:
             self._deaf = True
-            if self._fault is None:
-                reason = Reason.INTERNAL if isinstance(error, httptools.HttpParserCallbackError) else Reason.MALFORMED
-                self._fault = Fault(reason, f"not a well-formed HTTP/1.1 request: {error}")
+            if self._fault is None and isinstance(error, httptools.HttpParserCallbackError):
+                self._errors.report(Seam.CLIENT, error)
+                self._fault = Fault(Reason.INTERNAL, "the router failed on this request")
+            elif self._fault is None:
+                self._fault = Fault(Reason.MALFORMED, f"not a well-formed HTTP/1.1 request: {error}")
             return
         if self._waiting and self.between:
             return
@@ -291,8 +329,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             while self.exchange is None and not self.closing:
                 if self._waiting:
-                    self.deadline = NEVER
-                    self._gateway.begin(self, *self._waiting.popleft())
+                    self._begin(*self._waiting.popleft())
                 elif self._fault is not None:
                     self._refuse(self._fault)
                 elif self._backlog and not self._deaf:
@@ -311,6 +348,12 @@ class ClientConnection(asyncio.Protocol):
             if not self._body_bytes:
                 self.write(CONTINUE)
 
+    def _begin(self, head: RequestHead, body: bytes) -> None:
+        self.deadline = NEVER
+        self._owes = True
+        self._gateway.begin(self, head, body)
+        self._owes = False
+
     def _refuse(self, fault: Fault) -> None:
         """The last answer of this connection. It is read on for a moment: closing it with unread bytes would reset it, and the
         client would never see the answer."""
@@ -327,6 +370,12 @@ class ClientConnection(asyncio.Protocol):
         # A transport that is closing raises; that it is lost is said only later.
         if not self.transport.is_closing():
             self.transport.write(data)
+
+    def answer(self, data: bytes, *, close: bool) -> None:
+        """A whole answer."""
+        self._owes = False
+        self.write(data)
+        self.finished(close=close)
 
     def finished(self, *, close: bool) -> None:
         """The answer is complete."""
@@ -355,6 +404,30 @@ class ClientConnection(asyncio.Protocol):
         linger_off = struct.pack("ii", 1, 0)
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_off)
         self.transport.abort()
+
+    def crashed(self) -> None:
+        """The router itself failed on what this client sent."""
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.crashed()
+        elif self.closing:
+            self.transport.abort()
+        elif self._owes:
+            self._owes = False
+            self._refuse(Fault(Reason.INTERNAL, "the router failed on this request"))
+        else:
+            self.close()
+
+    def drop(self) -> None:
+        """Even its error could not be told."""
+        self.transport.abort()
+
+    @property
+    def stuck(self) -> bool:
+        """Nothing would ever end its connection. Asked between two turns of the event loop."""
+        if self.exchange is not None:
+            return self.exchange.over
+        return self.deadline == NEVER and not self._waiting
 
     @property
     def between(self) -> bool:

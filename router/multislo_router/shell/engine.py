@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from multislo_api.fleet import InstanceEntry
+from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.response_head import EngineSpokeNonsense, ResponseBody, body_of, read_head
 from multislo_router.shell.settings import ShellSettings
 
@@ -28,6 +29,7 @@ class EngineInstance:
         "_idle",
         "_settings",
         "entry",
+        "errors",
         "failed",
         "host",
         "host_line",
@@ -37,8 +39,9 @@ class EngineInstance:
         "retired",
     )
 
-    def __init__(self, entry: InstanceEntry, settings: ShellSettings) -> None:
+    def __init__(self, entry: InstanceEntry, settings: ShellSettings, errors: InternalErrors) -> None:
         self.entry = entry
+        self.errors = errors
         authority = entry.url.removeprefix("http://")
         host, colon, port = authority.rpartition(":")
         self.host = (host if colon else authority).strip("[]")
@@ -63,11 +66,17 @@ class EngineInstance:
             if not connection.transport.is_closing():
                 connection.send(exchange)
                 return
-        task = asyncio.get_running_loop().create_task(self._connect(exchange))
+        task = exchange.awaits = asyncio.get_running_loop().create_task(self._connect(exchange))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, exchange: "Exchange") -> None:
+        try:
+            await self._connect_and_send(exchange)
+        except Exception as error:
+            self.errors.failed(Seam.CONNECT, error, exchange)
+
+    async def _connect_and_send(self, exchange: "Exchange") -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
@@ -170,12 +179,12 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
-        if exchange is None:
-            # Nothing was asked: whatever comes must never be taken for the next request's answer.
-            self._instance.forget(self)
-            self.transport.abort()
-            return
         try:
+            if exchange is None:
+                # Nothing was asked: whatever comes must never be taken for the next request's answer.
+                self._instance.forget(self)
+                self.transport.abort()
+                return
             body = self._body
             if body is None:
                 if self._head_held:
@@ -194,11 +203,12 @@ class EngineConnection(asyncio.Protocol):
                 data = data[end + 4 :]
                 if not data and not body.done:
                     return
-            relayed = body.feed(data) if data else b""
+            exchange.body_received(body.feed(data) if data else b"", body)
         except EngineSpokeNonsense as error:
             self._lose(str(error))
-            return
-        exchange.body_received(relayed, body)
+        except Exception as error:
+            # Not this connection is what ends: it may be another request's already.
+            self._instance.errors.failed(Seam.ENGINE, error, exchange)
 
     def _hold_head(self, data: bytes) -> None:
         if len(data) > self._settings.response_head_max_bytes:
@@ -230,8 +240,14 @@ class EngineConnection(asyncio.Protocol):
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
         exchange, self.exchange = self.exchange, None
+        try:
+            self._connection_lost(exchange, exc)
+        except Exception as error:
+            self._instance.errors.failed(Seam.ENGINE, error, exchange)
+
+    def _connection_lost(self, exchange: "Exchange | None", exc: Exception | None) -> None:
+        self._lost = True
         if exchange is None:
             self._instance.forget(self)
             return

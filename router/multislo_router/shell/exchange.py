@@ -7,11 +7,13 @@
 Made by the gateway; driven by the gateway's decisions, by its engine connection and by its client's connection.
 """
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from multislo_router.core.decisions import Place
 from multislo_router.core.events import Outcome, PromptMeasured, RequestEnded, SendFailed, TokensReceived
+from multislo_router.core.request import Stage
 from multislo_router.shell.body_scan import BodyScan, with_fields
 from multislo_router.shell.errors import Fault, Reason, error_event, error_response
 from multislo_router.shell.request_head import RequestHead
@@ -40,6 +42,7 @@ class Exchange:
         "_served",
         "_unchunk",
         "_whole",
+        "awaits",
         "body",
         "connection",
         "head",
@@ -79,6 +82,8 @@ class Exchange:
         self.place: Place | None = None
         self.instance: EngineInstance | None = None
         self.connection: EngineConnection | None = None
+        self.awaits: asyncio.Future[None] | asyncio.Future[int] | None = None
+        """What will continue it: the count of its prompt's tokens, or a connection being made."""
         self.heard_at = 0.0
         """When the request was sent, or the last byte of its answer came."""
         self.started = False
@@ -199,16 +204,21 @@ class Exchange:
             self._complete(now)
 
     def _complete(self, now: float) -> None:
-        self.over = True
         if self.connection is not None:
             # First, so that a held request can be sent on this very connection.
             self.connection.release()
             self.connection = None
-        gateway = self._gateway
-        gateway.ended(self)
+        self._leave()
         if self.id is not None:
             self._tell_completion(now, self.id)
         self._client.finished(close=self._close_after)
+
+    def _leave(self, outcome: Outcome | None = None) -> None:
+        """It is over; `outcome` is for the core, if it does not know."""
+        self.over = True
+        self._gateway.ended(self)
+        if outcome is not None and self.id is not None:
+            self._gateway.tell(RequestEnded(time.monotonic(), self.id, outcome))
 
     def _tell_completion(self, now: float, id: int) -> None:
         prompt: int | None = None
@@ -244,7 +254,11 @@ class Exchange:
         if not self.started:
             self._tell_failure(why)
             return
-        self._end_failed(why)
+        self._engine_failed(why)
+
+    def _engine_failed(self, why: str) -> None:
+        fault = Fault(Reason.ENGINE_FAILED, f"the engine failed during the answer: {why}")
+        self._end_failed(fault, Outcome.ENGINE_FAILED)
 
     def _tell_failure(self, why: str) -> None:
         """The request failed with nothing sent to the client."""
@@ -255,19 +269,15 @@ class Exchange:
             self.instance = None
             self._gateway.tell(SendFailed(time.monotonic(), self.id))
 
-    def _end_failed(self, why: str) -> None:
+    def _end_failed(self, fault: Fault, outcome: Outcome) -> None:
         """The answer has begun and cannot go on. A stream ends with an error event; anything else is cut off, so that the client
         does not take it for whole."""
-        self.over = True
-        gateway = self._gateway
-        gateway.ended(self)
-        gateway.counters.answers_cut += 1
-        if self.id is not None:
-            gateway.tell(RequestEnded(time.monotonic(), self.id, Outcome.ENGINE_FAILED))
+        self._leave(outcome)
+        self._gateway.counters.answers_cut += 1
         body = self._answer_body
         if self._events is not None and isinstance(body, ChunkedBody) and body.whole:
             # The empty line ends whatever event the engine may have left incomplete.
-            event = b"\n\n" + error_event(Fault(Reason.ENGINE_FAILED, f"the engine failed during the answer: {why}"))
+            event = b"\n\n" + error_event(fault)
             # No last chunk: with one, a client would take its connection for free and lose its next request to the close.
             self._client.write(event if self._unchunk else b"%x\r\n%b\r\n" % (len(event), event))
             self._client.finished(close=True)
@@ -278,32 +288,65 @@ class Exchange:
         """The engine has said nothing for too long."""
         self._detach()
         if self.started:
-            self._end_failed("it fell silent")
+            self._engine_failed("it fell silent")
             return
-        if self.id is not None:
-            self._gateway.tell(RequestEnded(time.monotonic(), self.id, Outcome.ENGINE_FAILED))
-        self.refuse(Fault(Reason.ENGINE_SILENT, "the engine did not answer in time"))
+        self.refuse(Fault(Reason.ENGINE_SILENT, "the engine did not answer in time"), Outcome.ENGINE_FAILED)
 
-    def refuse(self, fault: Fault) -> None:
-        """Answers with an error; the core knows of it already."""
-        self.over = True
-        self._gateway.ended(self)
+    def refuse(self, fault: Fault, outcome: Outcome | None = None) -> None:
+        """Answers with an error; `outcome` is for the core, if it does not know."""
+        self._leave(outcome)
         head = self.head
         close = not head.keep_alive or self._gateway.closing
         answer = error_response(fault, self.request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD")
-        self._client.write(answer)
-        self._client.finished(close=close)
+        self._client.answer(answer, close=close)
 
     def client_gone(self) -> None:
         """The client closed its connection: the engine stops generating, and the place is free."""
         if self.over:
             return
-        self.over = True
         self._detach()
-        self._gateway.ended(self)
         self._gateway.counters.clients_gone += 1
-        if self.id is not None:
-            self._gateway.tell(RequestEnded(time.monotonic(), self.id, Outcome.CLIENT_GONE))
+        self._leave(Outcome.CLIENT_GONE)
+
+    def crashed(self) -> None:
+        """The router itself failed on it."""
+        self._detach()
+        if self.over:
+            # It was being finished: the client has its answer, or sees by the end of the connection that it has none.
+            self._gateway.ended(self)
+            if self._client.exchange is self:
+                if self.started and self._answer_body is not None and not self._answer_body.done:
+                    self._client.cut()
+                else:
+                    self._client.close()
+            return
+        fault = Fault(Reason.INTERNAL, "the router failed on this request")
+        if self.started:
+            self._end_failed(fault, Outcome.ROUTER_FAILED)
+        else:
+            self.refuse(fault, Outcome.ROUTER_FAILED)
+
+    def drop(self) -> None:
+        """Even its error could not be told."""
+        self._gateway.ended(self)
+        self._client.transport.abort()
+        self._detach()
+
+    @property
+    def name(self) -> str:
+        """For a log."""
+        return self.request_id.decode("latin-1")
+
+    @property
+    def stuck(self) -> bool:
+        """Nothing would ever continue it. Asked between two turns of the event loop."""
+        if self.over:
+            return True
+        if self.connection is not None:
+            return self.connection.exchange is not self
+        if self.awaits is not None and not self.awaits.done():
+            return False
+        return self.id is None or self._gateway.core.stage_of(self.id) is not Stage.HELD
 
     def _detach(self) -> None:
         if self.connection is not None:

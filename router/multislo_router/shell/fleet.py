@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import aiohttp
 
-from multislo_api.fleet import InstanceList
+from multislo_api.fleet import InstanceEntry, InstanceList
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.events import (
     Event,
@@ -21,6 +21,7 @@ from multislo_router.core.events import (
 )
 from multislo_router.core.status import CoreStatus
 from multislo_router.shell.engine import EngineInstance
+from multislo_router.shell.internal_errors import InternalErrors
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.watch import watch
 
@@ -28,12 +29,15 @@ from multislo_router.shell.watch import watch
 class Fleet:
     """`tell` takes an event to the core and carries out what it decides."""
 
-    def __init__(self, core_config: CoreConfig, settings: ShellSettings, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self, core_config: CoreConfig, settings: ShellSettings, errors: InternalErrors, tell: Callable[[Event], bool]
+    ) -> None:
         self.instances: dict[str, EngineInstance] = {}
         self.told = False
         """Somebody has said what the fleet is, though it may be empty."""
         self.kv_tokens_max = core_config.engine.kv_tokens_max
         self.settings = settings
+        self.errors = errors
         self.tell = tell
         self._default_tier = core_config.default_tier
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
@@ -68,26 +72,37 @@ class Fleet:
             if entry.id in seen:
                 raise ValueError(f"instances[{index}].id: {entry.id!r} is given twice")
             seen.add(entry.id)
+        # Made before anything is changed: an entry that cannot be used leaves the fleet as it was.
+        fresh = {
+            entry.id: EngineInstance(entry, self.settings, self.errors)
+            for entry in fleet.instances
+            if not self._is_known(entry)
+        }
         self.told = True
         for id in self.instances.keys() - seen:
             self._retire(self.instances.pop(id))
         revived: list[str] = []
         for entry in fleet.instances:
             known = self.instances.get(entry.id)
-            if known is not None and (known.entry.url, known.entry.epoch) == (entry.url, entry.epoch):
+            if known is not None and entry.id not in fresh:
                 known.entry = entry
                 continue
             if known is not None:
                 self._retire(known)
                 if known.failed.is_set():
                     revived.append(entry.id)
-            self.instances[entry.id] = EngineInstance(entry, self.settings)
+            self.instances[entry.id] = fresh[entry.id]
             self._watch(self.instances[entry.id])
         now = time.monotonic()
         specs = [InstanceSpec(e.id, e.tier, InstanceState(e.state), e.batch_tokens, e.epoch) for e in fleet.instances]
-        self.tell(FleetChanged(now, specs))
+        if not self.tell(FleetChanged(now, specs)):
+            raise RuntimeError("the router failed to take the fleet in; say it again")
         for id in revived:
             self.tell(InstanceRevived(now, id))
+
+    def _is_known(self, entry: InstanceEntry) -> bool:
+        known = self.instances.get(entry.id)
+        return known is not None and (known.entry.url, known.entry.epoch) == (entry.url, entry.epoch)
 
     def with_passing(self, status: CoreStatus) -> CoreStatus:
         """The core's status with the requests that it does not know added to their instances: a drain waits for them too."""
@@ -113,9 +128,10 @@ class Fleet:
         self.tell(InstanceFailed(time.monotonic(), instance.entry.id))
 
     def revived(self, instance: EngineInstance) -> None:
+        """A probe has reached it. What could not be told the core is told after the next probe."""
         instance.failed.clear()
-        if not instance.retired:
-            self.tell(InstanceRevived(time.monotonic(), instance.entry.id))
+        if not instance.retired and not self.tell(InstanceRevived(time.monotonic(), instance.entry.id)):
+            instance.failed.set()
 
     def close_idle(self, before: float) -> None:
         for instance in self.instances.values():

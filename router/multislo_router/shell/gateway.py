@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import time
 from collections import Counter, deque
@@ -15,30 +14,24 @@ from itertools import count
 from multislo_api.fleet import InstanceList
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.decisions import Decision, Hold, Place
-from multislo_router.core.events import (
-    Event,
-    RequestArrived,
-    Scheduler,
-    Tick,
-)
+from multislo_router.core.events import Event, Outcome, RequestArrived, RequestEnded, Scheduler, Tick
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import PlaceBy
 from multislo_router.core.status import CoreStatus, Histogram
 from multislo_router.shell.body_scan import BodyScan, scan_body
-from multislo_router.shell.client import ClientConnection
+from multislo_router.shell.client import ClientConnection, Dropped
 from multislo_router.shell.cors import Cors
 from multislo_router.shell.errors import Fault, Reason, error_response, fault_of, response
 from multislo_router.shell.exchange import Exchange
 from multislo_router.shell.fleet import Fleet
 from multislo_router.shell.head_memory import HeadMemory
+from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.routes import Route, Routes, normalised, unknown
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.slo import RequestSlo, slo_of
-
-log = logging.getLogger("multislo.router")
 
 RECENT_DECISIONS = 1000
 """Kept for /debug/decisions: about a minute of a busy router, and a few hundred KB."""
@@ -76,16 +69,19 @@ class Gateway:
         self.decision_seconds = Histogram(DECISION_EDGES)
         """What the core took for each arriving request."""
         self.counters = Counters()
+        self.errors = InternalErrors()
         self.closing = False
         self.port = 0
         """Where it listens, once started."""
-        self.fleet = Fleet(core_config, settings, self.tell)
+        self.fleet = Fleet(core_config, settings, self.errors, self.tell)
         self.exchanges: dict[int, Exchange] = {}
-        """Requests that the core knows, by its numbers."""
+        """Requests that the core knows or is about to be told of, by its numbers."""
         self.passing: set[Exchange] = set()
         """Requests that it does not know: other paths than completions."""
         self.routes = Routes(settings.extra_paths)
         self.cors = Cors(settings.cors_origins)
+        self._suspects: set[Exchange] = set()
+        """What nothing seemed to continue at the last sweep."""
         self.heads = HeadMemory(settings.body_max_bytes)
         self.clients: set[ClientConnection] = set()
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
@@ -98,7 +94,6 @@ class Gateway:
         self._started_at = int(time.time())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
-        self._counting: set[asyncio.Future[int]] = set()
         self._emptied = asyncio.Event()
         """The last client has left a gateway that is closing."""
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -110,11 +105,20 @@ class Gateway:
     async def start(self, host: str, port: int) -> None:
         """Binds (port 0: any free one, see `port`) and begins to serve."""
         self._loop = asyncio.get_running_loop()
-        self._server = await self._loop.create_server(lambda: ClientConnection(self), host, port, backlog=BACKLOG)
+        self._loop.set_exception_handler(self._loop_failed)
+        self._server = await self._loop.create_server(self._accept, host, port, backlog=BACKLOG)
         self.port = self._server.sockets[0].getsockname()[1]
         self.fleet.start()
         self._sweep()
         self._arm()
+
+    def _accept(self) -> asyncio.Protocol:
+        """For a new connection. One for which nothing can be made would wait in the kernel for ever; it is dropped."""
+        try:
+            return ClientConnection(self)
+        except Exception as error:
+            self.errors.failed(Seam.CLIENT, error, None)
+            return Dropped()
 
     async def shutdown(self, timeout_s: float) -> None:
         """Accepts no more, lets what is under way finish for at most `timeout_s`, then cuts it off."""
@@ -139,14 +143,40 @@ class Gateway:
 
     # -- the core ------------------------------------------------------------------------------------------------------
 
-    def tell(self, event: Event) -> None:
-        """One event for the core, and what it decides."""
-        decisions = self.core.handle(event)
+    def tell(self, event: Event) -> bool:
+        """One event for the core, and what it decides. Never raises; False: the core could not take it in."""
+        decisions = self._decide(event)
+        if decisions is None:
+            return False
+        self._follow(decisions)
+        return True
+
+    def _decide(self, event: Event) -> Sequence[Decision] | None:
+        try:
+            return self.core.handle(event)
+        except Exception as error:
+            self._core_failed(event, error)
+            return None
+
+    def _follow(self, decisions: Sequence[Decision]) -> None:
         if decisions:
             self._carry_out(decisions)
         wake_at = self.core.wake_at
         if wake_at is not None and wake_at < self._wake_armed_for:
             self._arm()
+
+    def _core_failed(self, event: Event, error: Exception) -> None:
+        """The core could not take in an event. Its books are put in order, and the request that the event was about ends; what was
+        decided and lost with the event is found by the sweep."""
+        exchange = self.exchanges.get(getattr(event, "request", 0))
+        about = type(event).__name__ if exchange is None else f"{type(event).__name__} {exchange.name}"
+        self.errors.report(Seam.CORE, error, about)
+        try:
+            self.core.recover(time.monotonic())
+        except Exception as second:
+            self.errors.report(Seam.CORE, second, "recovery")
+        if exchange is not None:
+            self.errors.end(Seam.CORE, exchange)
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
         at = time.time()
@@ -157,10 +187,14 @@ class Gateway:
             exchange = self.exchanges.get(decision.request)
             if exchange is None:
                 continue
-            if isinstance(decision, Place):
-                exchange.send_to(self.fleet.instances[decision.instance], decision)
-            else:
-                exchange.refuse(fault_of(decision))
+            try:
+                if isinstance(decision, Place):
+                    exchange.send_to(self.fleet.instances[decision.instance], decision)
+                else:
+                    exchange.refuse(fault_of(decision))
+            except Exception as error:
+                # One exchange's failure is none of the others'.
+                self.errors.failed(Seam.DECISION, error, exchange, exchange.name)
 
     def _arm(self) -> None:
         """One timer for the core's next wish. It is not moved when the wish moves to later: then it only looks again."""
@@ -175,11 +209,15 @@ class Gateway:
     def _wake(self) -> None:
         self._wake_armed_for = float("inf")
         self._wake_timer = None
-        now = time.monotonic()
-        if self.core.wake_at is not None and self.core.wake_at <= now:
-            self.tell(Tick(now))
-        if self._wake_timer is None:
-            self._arm()
+        try:
+            now = time.monotonic()
+            if self.core.wake_at is not None and self.core.wake_at <= now:
+                self.tell(Tick(now))
+        except Exception as error:
+            self.errors.failed(Seam.TIMER, error, None)
+        finally:
+            if self._wake_timer is None:
+                self._arm()
 
     # -- the fleet -----------------------------------------------------------------------------------------------------
 
@@ -212,9 +250,10 @@ class Gateway:
 
     def begin(self, client: ClientConnection, head: RequestHead, body: bytes) -> None:
         """A complete request: answers it now, or sets `client.exchange` and answers it later."""
-        self.counters.requests += 1
-        request_id = head.request_id or self.new_request_id()
+        request_id = b""
         try:
+            self.counters.requests += 1
+            request_id = head.request_id or self.new_request_id()
             match head.target.route:
                 case Route.CHAT | Route.COMPLETIONS:
                     self._schedule(client, head, body, request_id)
@@ -229,22 +268,25 @@ class Gateway:
                 case Route.NOT_FOUND | Route.WRONG_METHOD:
                     raise unknown(head.method, head.target)
         except Fault as fault:
-            self._answer_fault(client, head, request_id, fault)
-        except Exception:
-            # A bug of ours must not leave its client waiting for ever, nor take the process and all other streams with it.
-            log.exception("request %s", request_id.decode("latin-1"))
-            exchange = client.exchange
-            internal = Fault(Reason.INTERNAL, "the router failed on this request")
-            if exchange is None:
-                self._answer_fault(client, head, request_id, internal)
-            elif not exchange.over:
-                exchange.refuse(internal)
+            if client.exchange is None:
+                self._answer_fault(client, head, request_id, fault)
+            else:
+                self._refuse(client.exchange, fault)
+        except Exception as error:
+            self.errors.failed(Seam.CLIENT, error, client, request_id.decode("latin-1"))
 
     def _answer_fault(self, client: ClientConnection, head: RequestHead, request_id: bytes, fault: Fault) -> None:
         self.counters.faults[fault.reason] += 1
         close = not head.keep_alive or self.closing
-        client.write(error_response(fault, request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD"))
-        client.finished(close=close)
+        client.answer(
+            error_response(fault, request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD"),
+            close=close,
+        )
+
+    def _refuse(self, exchange: Exchange, fault: Fault) -> None:
+        """The core has not heard of it."""
+        self.counters.faults[fault.reason] += 1
+        exchange.refuse(fault)
 
     def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
         scan = scan_body(body)
@@ -255,7 +297,7 @@ class Gateway:
         slo = slo_of(head, scan.service_tier, self._tiers, self.settings)
         id = next(self._numbers)
         exchange = Exchange(self, client, head, body, request_id, id, scan)
-        client.exchange = exchange
+        client.exchange = self.exchanges[id] = exchange
         chat = head.target.route is Route.CHAT
         if scan.prompt_tokens is not None:
             self._arrive(exchange, scan, slo, scan.prompt_tokens)
@@ -272,29 +314,30 @@ class Gateway:
         chat = exchange.head.target.route is Route.CHAT
 
         def arrive(counted: asyncio.Future[int]) -> None:
-            self._counting.discard(counted)
-            if not exchange.over and not counted.cancelled():
-                self._arrive(exchange, scan, slo, counted.result() + scan.image_tokens)
+            try:
+                if not exchange.over and not counted.cancelled():
+                    self._arrive(exchange, scan, slo, counted.result() + scan.image_tokens)
+            except Fault as fault:
+                self._refuse(exchange, fault)
+            except Exception as error:
+                self.errors.failed(Seam.TOKENIZER, error, exchange, exchange.name)
 
         assert self._loop is not None
-        future = self._loop.run_in_executor(None, lambda: tokenizer.tokens(scan.prompt, chat=chat))
-        self._counting.add(future)
-        future.add_done_callback(arrive)
+        exchange.awaits = self._loop.run_in_executor(None, lambda: tokenizer.tokens(scan.prompt, chat=chat))
+        exchange.awaits.add_done_callback(arrive)
 
     def _arrive(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, prompt_tokens: int) -> None:
         id = exchange.id
         assert id is not None
-        self.exchanges[id] = exchange
+        exchange.awaits = None
         now = time.monotonic()
         event = RequestArrived(
             now, id, prompt_tokens, scan.output_tokens_max, slo.tier, slo.ttft_s, slo.tpot_s, scan.streaming
         )
-        decisions = self.core.handle(event)
+        decisions = self._decide(event)
         self.decision_seconds.observe(time.monotonic() - now)
-        self._carry_out(decisions)
-        wake_at = self.core.wake_at
-        if wake_at is not None and wake_at < self._wake_armed_for:
-            self._arm()
+        if decisions is not None:
+            self._follow(decisions)
 
     def correct_estimate(self, chat: bool, scan: BodyScan, prompt_tokens: int) -> None:
         if scan.prompt_tokens is None:
@@ -304,7 +347,7 @@ class Gateway:
         """The exchange is over, however it ended."""
         if exchange.id is not None:
             self.exchanges.pop(exchange.id, None)
-        else:
+        elif exchange in self.passing:
             self.passing.discard(exchange)
             if exchange.instance is not None:
                 exchange.instance.passing -= 1
@@ -363,20 +406,51 @@ class Gateway:
         """An answer of the router's own."""
         close = not head.keep_alive or self.closing
         extra += head.cors
-        client.write(response(status, body, request_id, close=close, extra=extra, head_only=head.method == b"HEAD"))
-        client.finished(close=close)
+        whole = response(status, body, request_id, close=close, extra=extra, head_only=head.method == b"HEAD")
+        client.answer(whole, close=close)
 
     # -- timeouts ------------------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        """Looks for spent timeouts, of clients, engines and idle connections."""
-        now = time.monotonic()
-        for client in [client for client in self.clients if client.deadline <= now]:
-            client.expired()
+        """Looks for spent timeouts, of clients, engines and idle connections, and for what nothing would continue."""
+        try:
+            self._swept(time.monotonic())
+        except Exception as error:
+            self.errors.failed(Seam.TIMER, error, None)
+        finally:
+            assert self._loop is not None
+            self._sweep_timer = self._loop.call_later(self.settings.sweep_interval_s, self._sweep)
+
+    def _swept(self, now: float) -> None:
+        for client in [client for client in self.clients if client.deadline <= now or client.stuck]:
+            try:
+                client.expired()
+            except Exception as error:
+                self.errors.failed(Seam.TIMER, error, client)
         silent_since = now - self.settings.engine_silence_timeout_s
+        suspects: set[Exchange] = set()
         for exchange in [*self.exchanges.values(), *self.passing]:
-            if exchange.connection is not None and exchange.heard_at <= silent_since:
-                exchange.silent()
+            try:
+                if exchange.connection is not None and exchange.heard_at <= silent_since:
+                    exchange.silent()
+                elif exchange.stuck:
+                    suspects.add(exchange)
+            except Exception as error:
+                self.errors.failed(Seam.TIMER, error, exchange, exchange.name)
+        self._end_lost(suspects)
         self.fleet.close_idle(now - self.settings.engine_idle_timeout_s)
-        assert self._loop is not None
-        self._sweep_timer = self._loop.call_later(self.settings.sweep_interval_s, self._sweep)
+
+    def _end_lost(self, suspects: set[Exchange]) -> None:
+        """The net under everything: whatever went wrong, a request that nothing continues, at two sweeps in a row, is ended; and so is
+        one that only the core still knows."""
+        for exchange in suspects & self._suspects:
+            self.errors.failed(Seam.LOST, RuntimeError("nothing continues it"), exchange, exchange.name)
+        self._suspects = suspects
+        for id in self.core.requests.keys() - self.exchanges.keys():
+            self.errors.report(Seam.LOST, None, f"request {id} is over, and the core was not told")
+            self.tell(RequestEnded(time.monotonic(), id, Outcome.ROUTER_FAILED))
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """An exception that nobody caught, on its way to the log."""
+        error = context.get("exception")
+        self.errors.report(Seam.LOOP, error if isinstance(error, BaseException) else None, str(context.get("message")))

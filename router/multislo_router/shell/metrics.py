@@ -9,6 +9,7 @@ from multislo_router.core.decisions import Cause, Kind
 from multislo_router.core.events import Outcome
 from multislo_router.core.status import InstanceStatus, TierStatus
 from multislo_router.shell.errors import Reason
+from multislo_router.shell.internal_errors import Seam
 from multislo_router.shell.scrape import (
     WARM_POOL,
     Metric,
@@ -80,7 +81,7 @@ METRICS: tuple[Metric, ...] = (
         "multislo_requests_total",
         "requests",
         "outcome",
-        "Requests that are over: completed, client_gone, engine_failed, or refused by the router.",
+        "Requests that are over: completed, client_gone, engine_failed, router_failed (a bug), or refused by the router.",
         _outcomes,
     ),
     of_tier_by(
@@ -345,6 +346,15 @@ METRICS: tuple[Metric, ...] = (
         ("reason",),
         "Requests answered with an error before they had a tier, by the reason in their x-multislo-reason header.",
         lambda s: [((reason,), s.faults.get(reason, 0)) for reason in Reason],
+    ),
+    Metric(
+        "multislo_internal_errors_total",
+        "counter",
+        "errors",
+        ("seam",),
+        "Errors of the router's own, by where they surfaced: client, engine, connect, tokenizer, core, decision, timer, watch, admin, "
+        "lost (a request that nothing continued), loop. Each is a bug and in the log.",
+        lambda s: [((seam,), s.internal_errors.get(seam, 0)) for seam in Seam],
     ),
     of_router(
         "multislo_passed_through_total",

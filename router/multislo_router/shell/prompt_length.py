@@ -64,5 +64,11 @@ class TokenizerCount:
     def tokens(self, prompt: bytes, *, chat: bool) -> int:
         """Of the JSON of a prompt or of messages."""
         texts = prompt_texts(prompt)
-        counted = sum(len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of its Rust is no Exception
+            raise RuntimeError(f"the tokenizer failed: {error}") from error
+        counted = sum(map(len, encodings))
         return max(1, counted + (CHAT_OVERHEAD_TOKENS * len(texts) if chat else 0))

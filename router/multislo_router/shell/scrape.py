@@ -6,6 +6,7 @@ from typing import Literal
 
 from multislo_router.core.status import CoreStatus, Histogram, InstanceStatus, TierStatus
 from multislo_router.shell.errors import Reason
+from multislo_router.shell.internal_errors import Seam
 
 WARM_POOL = "warm_pool"
 """Value of the `tier` label of an instance without a home. No tier can be called so: names hold no underscore."""
@@ -21,6 +22,7 @@ class Scrape:
     decision: Histogram
     loop_lag: Histogram
     faults: Mapping[Reason, int]
+    internal_errors: Mapping[Seam, int]
     connections: int
     connections_open: int
     passed_through: int

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from multislo_router.core.events import InstanceReported
+from multislo_router.shell.internal_errors import Seam
 
 if TYPE_CHECKING:
     from multislo_router.shell.engine import EngineInstance
@@ -22,16 +23,20 @@ _SAMPLES = tuple(re.compile(rb"^" + name + rb"(?:\{[^\n]*\})? ([0-9.eE+-]+)", re
 
 async def watch(fleet: "Fleet", instance: "EngineInstance", session: aiohttp.ClientSession) -> None:
     """Until cancelled: the instance has left the fleet, or the router stops."""
-    settings = fleet.settings
     while True:
-        if instance.failed.is_set():
-            await _until_healthy(fleet, instance, session)
         try:
-            async with asyncio.timeout(settings.poll_interval_s):
-                await instance.failed.wait()
-        except TimeoutError:
-            if instance.entry.state != "starting":
-                await _poll(fleet, instance, session)
+            if instance.failed.is_set():
+                await _until_healthy(fleet, instance, session)
+            try:
+                async with asyncio.timeout(fleet.settings.poll_interval_s):
+                    await instance.failed.wait()
+            except TimeoutError:
+                if instance.entry.state != "starting":
+                    await _poll(fleet, instance, session)
+        except Exception as error:
+            # Without its watch a failed instance would never come back.
+            fleet.errors.failed(Seam.WATCH, error, None, instance.entry.id)
+            await asyncio.sleep(fleet.settings.probe_max_s)
 
 
 async def _until_healthy(fleet: "Fleet", instance: "EngineInstance", session: aiohttp.ClientSession) -> None:

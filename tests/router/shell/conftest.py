@@ -91,13 +91,13 @@ async def read_head(reader: asyncio.StreamReader) -> bytes:
 
 async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
     if "chunked" in headers.get("transfer-encoding", ""):
-        body = b""
+        pieces = []
         while True:
             size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
-            body += await reader.readexactly(size)
+            pieces.append(await reader.readexactly(size))
             await reader.readexactly(2)
             if not size:
-                return body
+                return b"".join(pieces)
     if "content-length" in headers:
         return await reader.readexactly(int(headers["content-length"]))
     return await reader.read()

@@ -103,9 +103,9 @@ async def test_a_client_that_leaves_while_its_prompt_is_counted_is_never_placed(
     seen = arrivals(stage)
 
     await client.send(kit.post({"model": "llama", "prompt": "hello " * 200_000}, "/v1/completions"))
-    await stage.until(lambda: bool(stage.gateway._counting))
+    await stage.until(lambda: bool(stage.gateway.exchanges))
     client.reset()
-    await stage.until(lambda: not stage.gateway._counting)
+    await stage.until(lambda: not stage.gateway.exchanges)
 
     assert not seen
     assert not stage.engines[0].asked
