@@ -1,7 +1,9 @@
 # One image for the operator, the router and the emulated engine. Non-root, works on a read-only root file system, needs no shell.
 #   docker build -t multislo .          podman/buildah: buildah bud -t multislo .
-# BASE is any image with Python 3.11 or later, its venv module, and a shell for the build alone.
+# BASE is any image with Python 3.11 or later, its venv module, and a shell for the build alone. BUILD_BASE has the same Python at the same
+# path, its headers and gcc; nothing of it gets into the image but the libraries that it compiles.
 ARG BASE=python:3.11-slim
+ARG BUILD_BASE=python:3.11
 
 # What requirements.lock pins, and nothing else. This stage and its layer change with the lock file alone.
 FROM ${BASE} AS dependencies
@@ -15,9 +17,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && find /opt/multislo/lib -type d -name tests -prune -exec rm -rf {} + \
  && /opt/multislo/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/multislo/lib
 
-# Our own code, a layer of a megabyte. It is compiled here, because a read-only root cannot keep what Python compiles.
-FROM dependencies AS code
-COPY pyproject.toml README.md LICENSE /src/
+# Our own code as a wheel, its hot modules compiled (docs/compiled.md). COMPILE=0 leaves all of it Python.
+FROM ${BUILD_BASE} AS wheel
+COPY --from=dependencies /opt/multislo /opt/multislo
+COPY requirements-build.lock /src/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /src/requirements-build.lock
+COPY pyproject.toml hatch_build.py README.md LICENSE /src/
 COPY cli /src/cli
 COPY crds /src/crds
 COPY profiles /src/profiles
@@ -26,7 +32,14 @@ COPY router /src/router
 COPY operator /src/operator
 COPY simulator /src/simulator
 COPY bench /src/bench
-RUN /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target /app /src \
+ARG COMPILE=1
+RUN MULTISLO_COMPILE=${COMPILE} /opt/multislo/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+    --wheel-dir /wheel /src
+
+# A layer of a few megabytes. Its byte code is made here, because a read-only root cannot keep what Python compiles.
+FROM dependencies AS code
+COPY --from=wheel /wheel /wheel
+RUN /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target /app /wheel/*.whl \
  && /opt/multislo/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /app
 
 FROM ${BASE}

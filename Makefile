@@ -4,16 +4,24 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = $(VENV)/.ready
 DEV = $(VENV)/.ready-dev
-LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build
+LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 # One more than there are cores: a few tests wait for processes, and most compute.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz check bench gen e2e e2e-node lock clean
+# The compiled build has an environment of its own: $(VENV) stays editable and pure. It borrows the packages that $(VENV) has.
+COMPILED = .venv-compiled
+PLACE = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+PACKAGES = cli crds profiles engine router operator simulator bench
+SOURCES = $(shell find $(PACKAGES) -type f ! -name '*.pyc') pyproject.toml hatch_build.py requirements-build.lock
+COMPILED_TESTS = $(addprefix tests/,builds router/core engine perf sim)
+WHEEL = MULTISLO_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
-$(RUN): pyproject.toml requirements.lock
+.PHONY: demo test test-compiled fuzz check bench compiled wheel gen e2e e2e-node lock clean
+
+$(RUN): pyproject.toml requirements.lock requirements-build.lock
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --require-hashes -r requirements.lock -r requirements-build.lock
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -29,6 +37,22 @@ test: $(DEV)  ## everything that needs no cluster; the same examples and the sam
 
 fuzz: $(DEV)  ## the property tests on random examples, for TIME seconds, from SEED on (TESTS: some of them)
 	$(BIN)/python tests/fuzz.py --workers $(WORKERS) $(if $(SEED),--seed $(SEED)) $(if $(TIME),--time $(TIME)) $(TESTS)
+
+wheel: $(RUN)  ## a compiled wheel in dist/, for this Python and platform (needs gcc and Python's headers; two minutes)
+	$(WHEEL) --wheel-dir dist .
+
+compiled: $(COMPILED)/.ready  ## the compiled build in an environment of its own: .venv-compiled/bin/multislo simulate ...
+
+$(COMPILED)/.ready: $(RUN) $(SOURCES)
+	rm -rf $(COMPILED)
+	$(BIN)/python -m venv --without-pip $(COMPILED)
+	MULTISLO_COMPILE_CACHE=$${XDG_CACHE_HOME:-$$HOME/.cache}/multislo/compiled $(WHEEL) --wheel-dir $(COMPILED) .
+	$(BIN)/python -m pip --python $(COMPILED)/bin/python install --quiet --disable-pip-version-check --no-deps $(COMPILED)/*.whl
+	$(BIN)/python -c $(PLACE) >$$($(COMPILED)/bin/python -c $(PLACE))/borrowed.pth
+	touch $@
+
+test-compiled: $(DEV) $(COMPILED)/.ready  ## what decides and simulates, on the compiled build; and that both builds decide the same
+	MULTISLO_BUILD=compiled PYTHONHASHSEED=0 $(COMPILED)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(COMPILED_TESTS)
 
 check: $(DEV)  ## style, types, arrows between the rooms, generated files
 	$(BIN)/ruff check .
@@ -55,7 +79,8 @@ gen: $(DEV)  ## files that are written from code
 
 lock:  ## pin every dependency (needs uv)
 	uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml
-	uv pip compile $(LOCK) --extra dev --output-file requirements-dev.lock pyproject.toml
+	uv pip compile $(LOCK) --constraints requirements.lock --group build --output-file requirements-build.lock
+	uv pip compile $(LOCK) --constraints requirements-build.lock --extra dev --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPILED) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

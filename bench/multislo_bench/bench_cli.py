@@ -38,6 +38,7 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
     instances take about 3 GB and two minutes.
     """
     from multislo_bench.placement_cost import measure
+    from multislo_router.build import build
     from multislo_router.core.config import Placement
     from multislo_router.core.events import Scheduler
 
@@ -55,10 +56,14 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
             with err.status(f"{count} instances"):
                 figures[str(count)] = measure(count, arrivals, Placement(placement), seed, lambda _: None, scheduler)
     if as_json:
-        click.echo(json.dumps({size: {**row, "slo_aware": slo_aware[size]} for size, row in stock.items()}, indent=2))
+        report = {size: {"build": build(), **row, "slo_aware": slo_aware[size]} for size, row in stock.items()}
+        click.echo(json.dumps(report, indent=2))
         return
     table = Table(
-        title=f"us of RouterCore.handle, {placement}", title_justify="left", header_style="bold", box=SIMPLE_HEAD
+        title=f"us of RouterCore.handle, {placement}, {build()}",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
     )
     table.add_column("engines")
     for heading in ("instances", "arrival p50", "p99", "token p50", "mean", "p99", "end p50", "p99", "load", "held"):
@@ -119,7 +124,10 @@ def proxy(seconds: float, rounds: int, streams: int, binary: Path | None, as_jso
 
 def _print_proxy(document: dict[str, Any]) -> None:
     table = Table(
-        title="through one core, median of the runs", title_justify="left", header_style="bold", box=SIMPLE_HEAD
+        title=f"through one core, median of the runs; ours is {document['build']}",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
     )
     for heading in ("connections", "router", "req/s", "p99 ms", "us CPU/request", "ours / theirs"):
         table.add_column(heading, justify="right")

@@ -19,6 +19,7 @@ import uvloop
 from multislo_bench.processes import CannotMeasure, cpu_s, free_ports, multislo, need, put_json, running, wait_for
 from multislo_bench.record import Outcome
 from multislo_bench.replay import Limits, Progress, Target, replay
+from multislo_router.build import build
 from multislo_sim.workloads.request import Request
 
 VLLM_ROUTER = "vllm-router==0.1.17"
@@ -98,7 +99,7 @@ def measure(seconds: float, rounds: int, streams: int, binary: Path, folder: Pat
     if len(os.sched_getaffinity(0)) < 2:
         raise CannotMeasure("two cores are needed: one for the router, one for its load")
     os.sched_setaffinity(0, {LOAD_CORE})
-    document: dict[str, Any] = {"concurrency": {}}
+    document: dict[str, Any] = {"build": build(), "concurrency": {}}
     with fixed_answers(folder) as ports, both_routers(ports, binary, folder) as routers:
         for connections in (32, 256):
             loads: dict[str, list[Load]] = {router.name: [] for router in routers}

@@ -1,6 +1,7 @@
 """The command tree. Each program lives in its own room and is imported only when it is called, so `multislo --help` is quick."""
 
 from importlib import import_module
+from importlib.metadata import version
 
 import click
 
@@ -37,8 +38,23 @@ class _Programs(click.Group):
             formatter.write_dl([(name, line) for name, (_, _, line) in PROGRAMS.items()])
 
 
+def _print_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from multislo_router.build import build
+
+        click.echo(f"multislo {version('multislo')} ({build()})")
+        context.exit()
+
+
 @click.group(cls=_Programs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="multislo")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and the build (compiled or pure), and exit.",
+)
 def main() -> None:
     """Serve one LLM to users with different latency needs on one GPU fleet.
 

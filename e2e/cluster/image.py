@@ -1,8 +1,8 @@
 """The product's image, built from the real Dockerfile with no registry at hand, and a store of it that a node starts from. Called by
 node.py; `python -m cluster.image` builds it alone.
 
-buildah carries the Dockerfile out as it stands. Only its BASE is made here: a minimal Debian with Python, from Debian's packages, where
-the default would come from a registry.
+buildah carries the Dockerfile out as it stands. Only its BASE and BUILD_BASE are made here: a minimal Debian with Python, and one with a
+compiler, from Debian's packages, where the default would come from a registry.
 """
 
 import contextlib
@@ -24,14 +24,20 @@ from cluster.processes import say
 
 CHECKOUT = HERE.parents[1]
 SOURCES = (
-    ".dockerignore", "Dockerfile", "LICENSE", "README.md", "pyproject.toml", "requirements.lock",
+    ".dockerignore", "Dockerfile", "LICENSE", "README.md",
+    "pyproject.toml", "hatch_build.py", "requirements.lock", "requirements-build.lock",
     "bench", "cli", "crds", "engine", "operator", "profiles", "router", "simulator",
 )  # fmt: skip
 IMAGE = "localhost/multislo:e2e"
 EARLIER = "localhost/multislo:earlier"
 BASE = "localhost/multislo-base"
 PAUSE = "localhost/pause:1"
-BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
+BUILD_BASE = "localhost/multislo-build-base"
+PACKAGES = {
+    BASE: ("python3", "python3-venv", "ca-certificates"),
+    BUILD_BASE: ("python3", "python3-venv", "python3-dev", "ca-certificates", "gcc", "libc6-dev"),
+}
+"""Of the images that the Dockerfile's stages start from."""
 EMPTY_OF = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 STORES_KEPT = 2
 """A store has a gigabyte. The one before the newest is kept for who goes back and forth between two commits."""
@@ -125,30 +131,32 @@ def _make(store: Path) -> None:
 
 def _build_product(archive: Path) -> None:
     buildah = Buildah.create()
-    if not buildah.has(BASE):
-        say("making a base image from Debian's packages, once: half a minute")
-        _build_base(buildah)
+    for base, packages in PACKAGES.items():
+        if not buildah.has(base):
+            say(f"making {base} from Debian's packages, once: half a minute")
+            _build_base(buildah, base, packages)
     lent = [flag for path in TRUST if Path(path).exists() for flag in ("--volume", f"{path}:{path}:ro")]
     buildah.run(
-        "bud", "--isolation", "chroot", "--layers", *lent, "--build-arg", f"BASE={BASE}", "--tag", IMAGE, str(CHECKOUT)
-    )
+        "bud", "--isolation", "chroot", "--layers", *lent, "--build-arg", f"BASE={BASE}", "--build-arg", f"BUILD_BASE={BUILD_BASE}",
+        "--tag", IMAGE, str(CHECKOUT),
+    )  # fmt: skip
     archive.unlink(missing_ok=True)
     buildah.run("push", IMAGE, f"docker-archive:{archive}:{IMAGE}")
     buildah.forget_old_layers()
 
 
-def _build_base(buildah: "Buildah") -> None:
+def _build_base(buildah: "Buildah", base: str, packages: Sequence[str]) -> None:
     codename = _release()["VERSION_CODENAME"]
     folder = buildah.root / "base"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         _run(
-            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", "--aptopt=Acquire::Languages none",
+            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", "--aptopt=Acquire::Languages none",
              *(f"--dpkgopt=path-exclude={path}" for path in EMPTY_OF), codename, str(folder / "root.tar")],
         )  # fmt: skip
         (folder / "Dockerfile").write_text("FROM scratch\nADD root.tar /\n")
-        buildah.run("bud", "--isolation", "chroot", "--tag", BASE, str(folder))
+        buildah.run("bud", "--isolation", "chroot", "--tag", base, str(folder))
     finally:
         shutil.rmtree(folder)
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from math import inf
 from operator import attrgetter
 
-from multislo_engine.planners.calibration import Believing, Calibration, batch_s
-from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, Planner
+from multislo_engine.planners.calibration import Calibration, batch_s
+from multislo_engine.planners.planner import Believing, Planner
+from multislo_engine.planners.view import Decodes, EngineView, Job, Plan
 from multislo_engine.terms import EngineConfig, EngineEnd, EngineRequest, EngineToken, Iteration
 from multislo_perf.latency import LatencyModel
 

@@ -152,14 +152,24 @@ def _planned(planner: type[SloAware]) -> Callable[[Setup, Profile], Setup]:
 
 
 OUTPUT_TOKENS_PRIOR = 200
+
+
+def _of_no_memory(request: Request) -> int:
+    return -request.prompt_tokens
+
+
+def _of_prior_length(request: Request) -> int:
+    return OUTPUT_TOKENS_PRIOR
+
+
 _PARTS: dict[str, Callable[[Setup, Profile], Setup]] = {
     "full": lambda setup, _: setup,
     "no promotion": _routed(lambda setup: _within_own_tier(place_of(setup)), _offered_within_own_tier),
     "no keeping apart": _routed(lambda _: _into_any, _offered_into_any),
     "no soft homes": _routed(lambda _: partial(spread, home_bonus=0.0)),
     "no wait-time test": _routed(lambda _: least(_load_alone)),
-    "no KV admission": _routed(lambda setup: expecting(place_of(setup), lambda request: -request.prompt_tokens)),
-    "no length prediction": _routed(lambda setup: expecting(place_of(setup), lambda _: OUTPUT_TOKENS_PRIOR)),
+    "no KV admission": _routed(lambda setup: expecting(place_of(setup), _of_no_memory)),
+    "no length prediction": _routed(lambda setup: expecting(place_of(setup), _of_prior_length)),
     "no slack spent": _planned(WithoutSlack),
     "no larger chunk for tight prompts": _planned(WithOneCap),
     "no decodes left out": _planned(WithAllDecodes),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 from rich.console import Console
 
+from multislo_router.build import build
 from multislo_router.core.events import Scheduler
 from multislo_sim.experiments import EXPERIMENTS
 from multislo_sim.experiments.asked import INSTANCES_MIN, lengths_asked, workload_options
@@ -64,7 +65,8 @@ def simulate(
     window = Window(warmup, duration - warmup, SETTLING_S)
     rows = attainments(profile, lengths, rates, policies, instances, Scheduler(scheduler), batch_tokens, window, seeds)
     if as_json:
-        click.echo(json.dumps({"instances": instances, "scheduler": scheduler, "seeds": list(seeds), "rows": rows}))
+        report = {"instances": instances, "scheduler": scheduler, "seeds": list(seeds), "rows": rows, "build": build()}
+        click.echo(json.dumps(report))
         return
     Console().print(attainment_table(rows))
 

@@ -7,7 +7,8 @@ import pytest
 
 from multislo_engine.model import EngineModel
 from multislo_engine.planners import DynamicChunk, Planner, QoServe, SloAware
-from multislo_engine.planners.calibration import Believing, Calibration
+from multislo_engine.planners.calibration import Calibration
+from multislo_engine.planners.planner import Believing
 from multislo_engine.terms import EngineConfig, EngineRequest, Iteration
 from multislo_perf.latency import LatencyModel
 

@@ -2,10 +2,11 @@
 with the three methods of `Planner` and a line in `planner_named` (and, if it plans by a latency model, with `calibrated`, so that an engine
 can tell it how fast it is); the engine model, the emulator and the simulator know nothing else of it."""
 
+from multislo_engine.planners.planner import Planner
 from multislo_engine.planners.published import DynamicChunk, QoServe
 from multislo_engine.planners.slo_aware import SloAware
 from multislo_engine.planners.stock import Edf, Fcfs, Priority
-from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, Planner
+from multislo_engine.planners.view import Decodes, EngineView, Job, Plan
 from multislo_perf.latency import LatencyModel
 
 __all__ = [

@@ -1,9 +1,8 @@
 """What an engine learns of its own speed: the planner that believes a latency model gets one corrected by what iterations have really
 taken. Pure: whoever runs the iterations (the engine model, a plug-in) tells how long each took, and plans with what `observe` returns."""
 
-from typing import Protocol, runtime_checkable
-
-from multislo_engine.planners.view import EngineView, Plan, Planner
+from multislo_engine.planners.planner import Believing, Planner
+from multislo_engine.planners.view import EngineView, Plan
 from multislo_perf.latency import LatencyModel
 
 WINDOW_S = 1.0
@@ -12,19 +11,6 @@ RATIO_MIN, RATIO_MAX = 0.25, 4.0
 """Bounds of one iteration's measured over predicted time: beyond them something has stalled, or the profile is another engine's."""
 STEP = 0.01
 """The planner is changed when the factor or the error has moved by this much: less is rounding, and not worth a new latency model."""
-
-
-@runtime_checkable
-class Believing(Planner, Protocol):
-    """A planner that plans with a latency model."""
-
-    @property
-    def latency(self) -> LatencyModel: ...
-
-    def calibrated(self, factor: float, error: float) -> Planner:
-        """The same planner for an engine that takes `factor` times as long as `latency` says, and `error` (a share, in the mean) more or
-        less than that."""
-        ...
 
 
 class Calibration:

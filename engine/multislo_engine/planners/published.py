@@ -8,8 +8,9 @@ from itertools import islice
 from math import inf
 
 from multislo_engine.planners.chunks import WAITING_CONSIDERED, admissible, cut
+from multislo_engine.planners.planner import Planner
 from multislo_engine.planners.stock import stock_plan
-from multislo_engine.planners.view import EngineView, Job, Plan, Planner, last_admitted
+from multislo_engine.planners.view import EngineView, Job, Plan, last_admitted
 from multislo_perf.latency import LatencyModel
 
 SORTED_MAX = 128

@@ -20,7 +20,8 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from multislo_engine.planners.view import TTFT_DEFAULT_S, EngineView, Job, Plan, Planner, Slots, last_admitted
+from multislo_engine.planners.planner import Planner
+from multislo_engine.planners.view import TTFT_DEFAULT_S, EngineView, Job, Plan, Slots, last_admitted
 from multislo_perf.latency import LatencyModel
 
 _DUE = attrgetter("due_s")

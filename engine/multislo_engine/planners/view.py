@@ -4,7 +4,6 @@ asks its planner for a `Plan` at the start of every iteration; planners read and
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,25 +280,6 @@ class Plan:
     chunks: list[tuple[Job, int]]
     decodes: Slots | None = None
     """Their slots; None: all that there are."""
-
-
-class Planner(Protocol):
-    """Chooses each iteration's batch. Pure and without memory: the same view gets the same plan."""
-
-    @property
-    def name(self) -> str: ...
-
-    def order(self, job: Job) -> tuple[float, ...]:
-        """Sort key among the waiting, asked once when the job starts to wait."""
-        ...
-
-    def plan(self, now: float, view: EngineView) -> Plan:
-        """The next iteration. Never empty while there is a running job, nor while a waiting one could be admitted."""
-        ...
-
-    def victim(self, view: EngineView) -> Job:
-        """The running job that loses its KV when there is no block left."""
-        ...
 
 
 def last_admitted(view: EngineView) -> Job:

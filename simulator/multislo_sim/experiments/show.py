@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from multislo_router.build import build
 from multislo_sim.experiments.asked import Asked
 
 Key = TypeVar("Key")
@@ -44,7 +45,7 @@ def show(asked: Asked, report: Mapping[str, Any], tables: Sequence[Table], draw:
     if asked.png is not None and draw is not None:
         save(asked.png, draw)
     if asked.as_json:
-        click.echo(json.dumps(report))
+        click.echo(json.dumps({**report, "build": build()}))
         return
     console = Console()
     for table in tables:

@@ -11,6 +11,7 @@ import click
 
 from multislo_api.cli import manifest_at
 from multislo_perf.profile import ProfileInvalid
+from multislo_router.build import build
 from multislo_sim.bound import needs
 from multislo_sim.experiments.show import run_each, save, told
 from multislo_sim.trace_options import AskedTrace, trace_options
@@ -213,7 +214,7 @@ def _show(report: Mapping[str, Any], as_json: bool, png: Path | None) -> None:
     if png is not None:
         save(png, drawing(report), SIZE)
     if as_json:
-        click.echo(json.dumps(report))
+        click.echo(json.dumps({**report, "build": build()}))
         return
     console = wide()
     for table in tables(report):

@@ -1,0 +1,145 @@
+"""The build hook of the wheel: with MULTISLO_COMPILE=1 it compiles the modules that pyproject.toml lists, and puts the results beside
+their sources in the wheel. Called by hatchling; run as a program it is the compiler's own process."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+VARIABLE = "MULTISLO_COMPILE"
+CHOICES = {"": "no", "0": "no", "1": "yes", "auto": "auto"}
+CACHE_VARIABLE = "MULTISLO_COMPILE_CACHE"
+"""A folder that keeps what was compiled, by what it was compiled from. Unset: nothing is kept."""
+KEPT_MAX = 20
+"""Compiled builds in that folder, three megabytes each. The oldest go."""
+LIBRARY = "multislo"
+"""All compiled code is in one shared library, `multislo__mypyc`; a module's own file only points into it."""
+CHECKS = (
+    "--strict",
+    "--explicit-package-bases",
+    "--ignore-missing-imports",
+    "--no-warn-unused-ignores",
+    "--config-file=",
+)
+
+
+def wished(value: str) -> str:
+    """What MULTISLO_COMPILE asks for: no, yes or auto."""
+    if value not in CHOICES:
+        raise ValueError(f"{VARIABLE}={value!r}: must be 1 (compile), auto (compile if possible) or 0 (pure Python)")
+    return CHOICES[value]
+
+
+def sources(root: Path, patterns: list[str], interpreted: list[str]) -> list[str]:
+    """The files that are compiled, relative to the root, in a fixed order. A pattern that fits nothing is a mistake in the list."""
+    found: set[str] = set()
+    for pattern in (*patterns, *interpreted):
+        files = {str(path.relative_to(root)) for path in root.glob(pattern)}
+        if not files:
+            raise ValueError(f"pyproject.toml, hooks.custom: no file fits {pattern!r}")
+        found = found - files if pattern in interpreted else found | files
+    return sorted(name for name in found if not name.endswith("__init__.py"))
+
+
+def compiled_into(folder: Path, root: Path, roots: list[str], files: list[str]) -> Path:
+    """Compile in a process of its own; returns the folder that holds the libraries. Raises RuntimeError with the compiler's words."""
+    command = [sys.executable, __file__, str(folder), *files]
+    environment = {**os.environ, "MYPYPATH": os.pathsep.join(roots)}
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise RuntimeError(f"compiling failed:\n{(run.stdout + run.stderr)[-3000:]}")
+    return folder / "lib"
+
+
+def compile_here(folder: Path, files: list[str]) -> None:
+    """mypyc translates the files to C, the C compiler makes libraries of it."""
+    from mypyc.build import mypycify
+    from setuptools import Distribution
+
+    flags = [*CHECKS, f"--cache-dir={folder / 'mypy'}"]
+    extensions = mypycify([*flags, *files], debug_level="0", group_name=LIBRARY, target_dir=str(folder / "c"))
+    library, cache = folder / "lib", os.environ.get(CACHE_VARIABLE)
+    kept = Path(cache).expanduser() / digest_of(folder / "c") if cache else None
+    if kept is not None and kept.exists():
+        shutil.copytree(kept, library)
+        return
+    command = Distribution({"name": LIBRARY, "ext_modules": extensions}).get_command_obj("build_ext")
+    command.build_lib, command.build_temp = str(library), str(folder / "temp")
+    command.ensure_finalized()
+    command.run()
+    if kept is not None:
+        keep(library, kept)
+
+
+def keep(library: Path, kept: Path) -> None:
+    """A copy that is whole as soon as it is there."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as making:
+        whole = Path(shutil.copytree(library, Path(making) / "lib"))
+        with contextlib.suppress(OSError):  # Another build was quicker.
+            whole.rename(kept)
+    newest_first = sorted(kept.parent.glob("[!.]*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for old in newest_first[KEPT_MAX:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def digest_of(folder: Path) -> str:
+    """Of the C code and of who compiles it."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
+    python = [sysconfig.get_config_var(name) for name in ("EXT_SUFFIX", "CFLAGS", "py_version")]
+    # mypyc's own runtime library is a part of the C code that is not in the folder.
+    digest = hashlib.sha256(version + json.dumps([*python, metadata.version("mypy")]).encode())
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".c", ".h")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
+    PLUGIN_NAME = "custom"
+    _folder: str | None = None
+
+    def dependencies(self) -> list[str]:
+        """What a build in an environment of its own has to install: types of other packages decide what is compiled."""
+        if wished(os.environ.get(VARIABLE, "")) == "no":
+            return []
+        return [*self.metadata.config["dependency-groups"]["build"], *self.metadata.core.dependencies]
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        wish = wished(os.environ.get(VARIABLE, ""))
+        if wish == "no" or version == "editable":  # Compiled files beside the sources would hide every edit.
+            return
+        root = Path(self.root)
+        roots = [str(Path(package).parent) for package in self.build_config.target_config["packages"]]
+        files = sources(root, self.config["compiled"], self.config["interpreted"])
+        self._folder = tempfile.mkdtemp(prefix="multislo-compile-")
+        try:
+            library = compiled_into(Path(self._folder), root, roots, files)
+        except RuntimeError as error:
+            shutil.rmtree(self._folder)
+            if wish == "yes":
+                raise
+            self.app.display_warning(f"{VARIABLE}=auto: the wheel is pure Python, since {error}")
+            return
+        for path in library.rglob("*.so"):
+            build_data["force_include"][str(path)] = str(path.relative_to(library))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    compile_here(Path(sys.argv[1]), sys.argv[2:])
