@@ -19,23 +19,27 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("bench")
 def bench() -> None:
-    """Measure the router's own cost, and what a failing fleet does to its clients."""
+    """Measure the router's own cost, and how requests end when engines fail."""
 
 
 @bench.command(epilog="Example: multislo bench placement --sizes 20,1000 --json")
-@click.option("--sizes", default="20,1000,10000", show_default=True, help="Instances of each fleet.")
+@click.option("--sizes", default="20,1000,10000", show_default=True, help="Sizes of the fleets in instances.")
 @click.option(
-    "--arrivals", type=click.IntRange(100, 1_000_000), default=4000, show_default=True, help="Measured, a size."
+    "--arrivals",
+    type=click.IntRange(100, 1_000_000),
+    default=4000,
+    show_default=True,
+    help="Measured arrivals per size.",
 )
 @click.option("--placement", type=click.Choice(["Pack", "Spread"]), default="Pack", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @JSON
 def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: bool) -> None:
-    """Time one placement of the router's core, with ~100 decodes and some prompts on each instance.
+    """Time one placement in the router's core, with about 100 decodes and some prompts on each instance.
 
-    CPU time of `RouterCore.handle` for arriving requests, and of the events that place nothing (tokens, ends), whose cost must
-    not grow with the fleet; before stock engines, and before SLO-aware ones (in JSON under `slo_aware` of each size). 10,000
-    instances take about 3 GB and two minutes.
+    Measures the CPU time of `RouterCore.handle` for arriving requests, and for events that place nothing (tokens, ends), whose
+    cost must not grow with the fleet. Once with stock engines and once with SLO-aware ones (in JSON under `slo_aware` of each
+    size). 10,000 instances take about 3 GB and two minutes.
     """
     from multislo_bench.placement_cost import measure
     from multislo_router.build import build
@@ -77,27 +81,32 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
 
 
 @bench.command(epilog="Example: multislo bench proxy --seconds 5 --rounds 3 --json")
-@click.option("--seconds", type=click.FloatRange(1, 120), default=5.0, show_default=True, help="Of one run.")
+@click.option("--seconds", type=click.FloatRange(1, 120), default=5.0, show_default=True, help="Duration of one run.")
 @click.option(
-    "--rounds", type=click.IntRange(1, 50), default=3, show_default=True, help="Alternating runs; medians count."
+    "--rounds",
+    type=click.IntRange(1, 50),
+    default=3,
+    show_default=True,
+    help="Number of alternating runs; medians count.",
 )
 @click.option(
     "--streams",
     type=click.IntRange(1, 4096),
     default=256,
     show_default=True,
-    help="Paced streams for the cost a token.",
+    help="Number of paced streams for the cost per token.",
 )
 @click.option(
     "--vllm-router", "binary", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Its program.  [default: installed from PyPI into an environment of its own in the user's cache]",
+    help="The vllm-router program.  [default: installed from PyPI into an environment of its own in the user's cache]",
 )  # fmt: skip
 @JSON
 def proxy(seconds: float, rounds: int, streams: int, binary: Path | None, as_json: bool) -> None:
-    """Requests a second through the router on one core, beside vllm-router; CPU of a streamed token.
+    """Compare the router with vllm-router on one core: requests per second, and CPU time of a streamed token.
 
     The router under test has core 0; wrk and nginx (Debian packages wrk, nginx-light), or the paced back end and its client,
-    share core 1. Both routers see the same eight back ends. Ratios are ours over theirs: of requests more is better, of p99 less.
+    share core 1. Both routers see the same eight back ends. Ratios are multislo over
+    vllm-router: more is better for requests, less for p99.
     """
     from multislo_bench.processes import CannotMeasure
     from multislo_bench.proxy_cost import measure, vllm_router_binary
@@ -144,8 +153,12 @@ def _print_proxy(document: dict[str, Any]) -> None:
 
 
 @bench.command(epilog="Example: multislo bench chaos --seconds 60 --engines 6 --json")
-@click.option("--seconds", type=click.FloatRange(2, 3600), default=60.0, show_default=True, help="Of load and kills.")
-@click.option("--engines", type=click.IntRange(3, 200), default=6, show_default=True, help="In three tiers.")
+@click.option(
+    "--seconds", type=click.FloatRange(2, 3600), default=60.0, show_default=True, help="Duration of load and kills."
+)
+@click.option(
+    "--engines", type=click.IntRange(3, 200), default=6, show_default=True, help="Number of engines, in three tiers."
+)
 @click.option(
     "--rate",
     type=click.FloatRange(0.0, 10_000.0, min_open=True),
@@ -156,7 +169,7 @@ def _print_proxy(document: dict[str, Any]) -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @JSON
 def chaos(seconds: float, engines: int, rate: float, seed: int, as_json: bool) -> None:
-    """Kill a random engine each second, with SIGKILL, under load.
+    """Kill a random engine every second (SIGKILL) under load.
 
     A whole fleet (`multislo up`, emulated engines that start in a second) on free ports. Every request must end in a complete
     answer or in one clear error; afterwards the router must hold nothing, and every engine must be ready again. Otherwise the

@@ -60,66 +60,83 @@ NOT_NEGATIVE = click.FloatRange(min=0.0, max=1e9)
     "--tiers realtime=0.1:300ms/20ms,batch=0.9:1s/100ms --duration 120 --json out.json --png out.png",
 )
 @click.option("--url", required=True, help="Any OpenAI-compatible server, such as http://127.0.0.1:8000.")
-@trace_options("--duration and --rate-factor say how much of it", None)
+@trace_options("--duration and --rate-factor decide how much of it", None)
 @click.option("--workload", type=click.Choice(options.WORKLOADS), help="A built-in workload instead of a trace.")
 @click.option(
-    "--prompt-tokens", type=TokenRange(), default="100-2000", show_default=True, help="Of --workload uniform."
+    "--prompt-tokens", type=TokenRange(), default="100-2000", show_default=True, help="Range for --workload uniform."
 )
-@click.option("--output-tokens", type=TokenRange(), default="50-400", show_default=True, help="Of --workload uniform.")
+@click.option(
+    "--output-tokens", type=TokenRange(), default="50-400", show_default=True, help="Range for --workload uniform."
+)
 @click.option(
     "--rate-factor",
     type=POSITIVE,
     default=1.0,
     show_default=True,
-    help="The workload's own arrivals, this much denser.",
+    help="Factor on the density of the workload's arrivals.",
 )
-@click.option("--rate", type=POSITIVE, help="Poisson arrivals at so many requests a second instead.")
-@click.option("--peak", type=POSITIVE, help="From --rate up to this rate and down again, once.")
+@click.option("--rate", type=POSITIVE, help="Poisson arrivals at this many requests per second instead.")
+@click.option("--peak", type=POSITIVE, help="Rise from --rate to this rate and fall again, once.")
 @click.option(
-    "--burst", type=_Floats("FACTOR/EVERY_S/LENGTH_S"), help="--rate times FACTOR for LENGTH_S in each EVERY_S."
+    "--burst", type=_Floats("FACTOR/EVERY_S/LENGTH_S"), help="Multiply --rate by FACTOR for LENGTH_S in each EVERY_S."
 )
 @click.option("--duration", "duration_s", type=POSITIVE, default=120.0, show_default=True, help="Seconds of arrivals.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Same seed, same requests.")
 @click.option("--tiers", help="NAME=SHARE[:TTFT/TPOT],... such as realtime=0.1:300ms/20ms,batch=0.9:1s/100ms.")
 @click.option(
-    "-f", "--manifest", type=FILE, help="Takes tiers, or the SLOs of --tiers, from a MultiSLOServing manifest."
+    "-f", "--manifest", type=FILE, help="Take the tiers, or the SLOs of --tiers, from a MultiSLOServing manifest."
 )
-@click.option("--invert-mix", type=_Floats("FROM_S/TO_S"), help="Turn the tiers' shares round between two times.")
-@click.option("--slo", help="TTFT/TPOT of every request, sent as headers, where there are no tiers.")
-@click.option("--slo-classes", type=click.Choice(["polyserve"]), help="Each request brings an SLO of PolyServe's mix.")
-@click.option("--profile", help="Latency profile, a shipped name or a path: SLOs only where an idle engine meets them.")
-@click.option("--model", help="Default: the first that the server lists.")
-@click.option("--chat", is_flag=True, help="Use /v1/chat/completions (default: /v1/completions).")
-@click.option("--token-ids", is_flag=True, help="Prompts as lists of token ids: exact lengths on a real engine.")
-@click.option("--api-key-file", type=FILE, help="File with the bearer key.")
-@click.option("--warmup", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Seconds at the start not counted.")
+@click.option("--invert-mix", type=_Floats("FROM_S/TO_S"), help="Invert the tiers' shares between two times.")
+@click.option("--slo", help="TTFT/TPOT of every request, sent as headers, if there are no tiers.")
 @click.option(
-    "--cooldown", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Seconds of arrivals at the end not counted."
+    "--slo-classes", type=click.Choice(["polyserve"]), help="Each request has its own SLO from PolyServe's mix."
+)
+@click.option("--profile", help="Latency profile (shipped name or path): assign only SLOs that an idle engine meets.")
+@click.option("--model", help="Model name. Default: the first that the server lists.")
+@click.option("--chat", is_flag=True, help="Use /v1/chat/completions (default: /v1/completions).")
+@click.option(
+    "--token-ids", is_flag=True, help="Send prompts as lists of token ids, for exact lengths on a real engine."
+)
+@click.option("--api-key-file", type=FILE, help="File with the bearer key to send.")
+@click.option(
+    "--warmup", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Seconds at the start that do not count."
+)
+@click.option(
+    "--cooldown",
+    type=NOT_NEGATIVE,
+    default=0.0,
+    show_default=True,
+    help="Seconds of arrivals at the end that do not count.",
 )
 @click.option(
     "--drain",
     type=NOT_NEGATIVE,
     default=60.0,
     show_default=True,
-    help="Wait so long for answers after the last arrival.",
+    help="Seconds to wait for answers after the last arrival.",
 )
-@click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Seconds of one request.")
+@click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Seconds until a request is given up.")
 @click.option("--max-in-flight", type=click.IntRange(1, 60_000), default=4096, show_default=True)
 @click.option("--max-requests", type=click.IntRange(1, 10_000_000), default=1_000_000, show_default=True)
-@click.option("--allow-short", is_flag=True, help="An answer shorter than asked for is complete (no ignore_eos there).")
 @click.option(
-    "--require", type=click.FloatRange(0.0, 1.0), help="Exit 1 if a tier's attainment is less than this share."
+    "--allow-short",
+    is_flag=True,
+    help="Count an answer that is shorter than requested as complete, for servers without ignore_eos.",
 )
+@click.option("--require", type=click.FloatRange(0.0, 1.0), help="Exit with 1 if a tier attains less than this share.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write the report; - for stdout."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write the report as JSON; - for stdout.",
 )
 @click.option("--png", "png_file", type=FILE, help="Plot attainment over time, TTFT and TPOT against the SLO.")
 def replay(url: str, **given: Any) -> None:
-    """Replay a trace against any OpenAI URL, open loop, and report per tier.
+    """Replay a trace against any OpenAI URL (open loop) and report per tier.
 
-    Arrivals never wait for answers. Each request asks for exactly the workload's prompt and output lengths. Token i is due at
-    sending + TTFT + i x TPOT; a request attains its SLO if every token is in time. Refused, failed and unfinished ones are
-    missed. The client's own delay is measured and printed.
+    Requests are sent at their times, whatever the answers take, with exactly the workload's prompt and output lengths. Token i (from
+    0) is due at sending + TTFT + i x TPOT. A request attains its SLO if every token is in time. Refused, failed and unfinished
+    requests count as missed. The client measures and prints its own delay.
     """
     err = Console(stderr=True)
     tiers = options.parse_tiers(given["tiers"], given["manifest"])
@@ -252,16 +269,16 @@ def run_with_progress(
     type=click.FloatRange(20, 3600),
     default=100.0,
     show_default=True,
-    help="Seconds of arrivals, twice.",
+    help="Seconds of arrivals in each of the two runs.",
 )
 @click.option(
-    "--low", type=POSITIVE, default=3.0, show_default=True, help="Requests a second at the start and the end."
+    "--low", type=POSITIVE, default=3.0, show_default=True, help="Requests per second at the start and the end."
 )
-@click.option("--peak", type=POSITIVE, default=32.0, show_default=True, help="Requests a second at the peak.")
+@click.option("--peak", type=POSITIVE, default=32.0, show_default=True, help="Requests per second at the peak.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=7, show_default=True)
-@trace_options("by its own stamps, instead of the built-in curve", None)
+@trace_options("played by its own stamps instead of the built-in curve", None)
 @click.option(
-    "--rate-factor", type=POSITIVE, default=1.0, show_default=True, help="How much denser the trace is played."
+    "--rate-factor", type=POSITIVE, default=1.0, show_default=True, help="Factor on the density of the trace."
 )
 @click.option("--rival", type=click.Choice(["round_robin", "least_requests"]), default="round_robin", show_default=True)
 @click.option(
@@ -282,10 +299,10 @@ def demo(
     rival: str,
     out: Path,
 ) -> None:
-    """One fleet under a load that rises and falls; then the same requests under round robin on as many instances.
+    """Compare a scaled fleet with round robin under a load that rises and falls.
 
-    Starts `multislo up` with emulated engines on this machine, replays a built-in workload shaped to a public trace, and prints
-    both runs side by side. Takes about four minutes.
+    Starts `multislo up` with emulated engines on this machine and replays a built-in workload shaped to a public trace. Then sends
+    the same requests through round robin on as many instances and prints both runs. Takes about four minutes.
     """
     from multislo_api.cli import manifest_at
     from multislo_bench import demo as story_of

@@ -11,13 +11,13 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
     "top": ("multislo_operator.cli", "top", "Watch a running fleet in the terminal."),
     "check": ("multislo_api.cli", "check", "Check a manifest and print every mistake in it."),
     "replay": ("multislo_bench.cli", "replay", "Replay a trace against any OpenAI URL and report per tier."),
-    "demo": ("multislo_bench.cli", "demo", "One fleet, one workload, beside round robin on as many instances."),
+    "demo": ("multislo_bench.cli", "demo", "Compare one fleet with round robin under the same load."),
     "emulate": ("multislo_engine.cli", "emulate", "Serve an emulated vLLM engine."),
-    "router": ("multislo_router.cli", "router", "Serve the router alone."),
-    "operator": ("multislo_operator.kubernetes.cli", "operator", "Look after the fleets of a Kubernetes cluster."),
+    "router": ("multislo_router.cli", "router", "Run the router alone."),
+    "operator": ("multislo_operator.kubernetes.cli", "operator", "Run the fleets of a Kubernetes cluster."),
     "profile": ("multislo_perf.cli", "profile", "Show and fit latency profiles."),
-    "simulate": ("multislo_sim.cli", "simulate", "What a placement attains on a simulated fleet."),
-    "plan": ("multislo_sim.plan_cli", "plan", "The cheapest instance counts for a rate and an attainment."),
+    "simulate": ("multislo_sim.cli", "simulate", "Simulate a fleet: attainment, cost, experiments."),
+    "plan": ("multislo_sim.plan_cli", "plan", "Find the cheapest instance counts for a rate and an attainment."),
     "bench": ("multislo_bench.cli", "bench", "Measure the router's own cost."),
 }
 
@@ -58,5 +58,5 @@ def _print_version(context: click.Context, parameter: click.Parameter, asked: bo
 def main() -> None:
     """Serve one LLM to users with different latency needs on one GPU fleet.
 
-    Exit codes: 0 done, 1 the thing asked about is not so, 2 wrong use.
+    Exit codes: 0 done, 1 the answer is no or the command failed, 2 wrong use.
     """

@@ -34,7 +34,7 @@ def manifest_at(path: str | Path, ignored: list[str] | None = None) -> MultiSLOS
     epilog="Example: multislo check examples/llama-h200.yaml",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list, an object for each file.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with an object for each file.")
 def check(files: tuple[Path, ...], as_json: bool) -> None:
     """Check manifests and print every mistake in them.
 

@@ -16,36 +16,47 @@ MODEL_LEN_DEFAULT = 131_072
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--profile", "profile_name", required=True, metavar="NAME|PATH", help="Latency profile of the engine.")
 @click.option("--model", required=True, help="Name of the model.")
-@click.option("--served-name", multiple=True, help="What clients call the model instead; may be repeated.")
+@click.option("--served-name", multiple=True, help="Name that clients use for the model instead; may be repeated.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
 @click.option(
-    "--scheduler", type=click.Choice(PLANNERS), default="fcfs", help="Who plans the batches: vLLM, or our planner."
+    "--scheduler",
+    type=click.Choice(PLANNERS),
+    default="fcfs",
+    help="Planner of the batches: vLLM's (fcfs, priority), multislo's (slo-aware) or one of a paper.",
 )
-@click.option("--max-num-batched-tokens", type=click.IntRange(1), default=8192, help="Tokens of an iteration at most.")
-@click.option("--max-num-seqs", type=click.IntRange(1), default=1024, help="Requests running at once at most.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), default=8192, help="Most tokens per iteration.")
+@click.option("--max-num-seqs", type=click.IntRange(1), default=1024, help="Most requests that run at once.")
 @click.option(
-    "--max-model-len", type=click.IntRange(2), help="Tokens of a request.  [default: the KV cache, at most 131072]"
+    "--max-model-len", type=click.IntRange(2), help="Most tokens of a request.  [default: the KV cache, at most 131072]"
 )
-@click.option("--kv-tokens", type=click.IntRange(BLOCK_TOKENS), help="Tokens of KV cache.  [default: the profile's]")
-@click.option("--max-num-queued-reqs", type=click.IntRange(1), help="Waiting requests before 503.  [default: no limit]")
-@click.option("--slow-down", type=click.FloatRange(0, min_open=True), default=1.0, help="Times the profile's time.")
 @click.option(
-    "--jitter", type=click.FloatRange(0, 2), default=0.0, help="Spread of iteration times (sigma of the log)."
+    "--kv-tokens", type=click.IntRange(BLOCK_TOKENS), help="Size of the KV cache in tokens.  [default: the profile's]"
 )
-@click.option("--seed", type=int, default=0, help="For jitter and for output lengths that clients leave open.")
-@click.option("--startup", type=click.FloatRange(0), default=0.0, help="Seconds before it listens.")
+@click.option(
+    "--max-num-queued-reqs",
+    type=click.IntRange(1),
+    help="Most waiting requests; further ones get 503.  [default: no limit]",
+)
+@click.option(
+    "--slow-down", type=click.FloatRange(0, min_open=True), default=1.0, help="Factor on the profile's times."
+)
+@click.option(
+    "--jitter", type=click.FloatRange(0, 2), default=0.0, help="Random variation of iteration times (sigma of the log)."
+)
+@click.option("--seed", type=int, default=0, help="Seed of jitter and of output lengths that clients do not set.")
+@click.option("--startup", type=click.FloatRange(0), default=0.0, help="Seconds until it listens.")
 @click.option(
     "--shutdown-timeout",
     type=click.FloatRange(0),
     default=0.0,
-    help="Seconds that requests in flight may take after SIGTERM; 0 aborts them.",
+    help="Seconds that running requests may take after SIGTERM; 0 aborts them.",
 )
 @click.option(
     "--unknown-fields", type=click.Choice(["refuse", "ignore"]), default="refuse", envvar=VARIABLE, show_envvar=True,
     help="Of the profile; ignore warns of each, for a file that a newer version wrote.",
 )  # fmt: skip
-@click.option("--parent-pid", type=click.IntRange(1), help="End when this process is gone.")
+@click.option("--parent-pid", type=click.IntRange(1), help="Exit when this process is gone.")
 def emulate(
     profile_name: str,
     model: str,
@@ -66,7 +77,7 @@ def emulate(
     unknown_fields: str,
     parent_pid: int | None,
 ) -> None:
-    """Serve an emulated vLLM engine: its HTTP, and its timing by a latency profile. No GPU, no model.
+    """Serve an emulated vLLM engine: vLLM's HTTP interface with the timing of a latency profile. Needs no GPU and no model.
 
     \b
     Example:

@@ -37,16 +37,18 @@ HELP = {"help_option_names": ["-h", "--help"]}
 )
 @click.option("-f", "--file", "manifest_path", required=True, type=click.Path(path_type=Path), help="The manifest.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the OpenAI API.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Its port; 0: any free one. Default: the manifest's.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port of the OpenAI API; 0 takes a free one. Default: the manifest's."
+)
 @click.option(
     "--admin-port",
     type=click.IntRange(0, 65535),
-    help="Port of the admin listener; 0: any free one. Default: the manifest's.",
+    help="Port of the admin listener; 0 takes a free one. Default: the manifest's.",
 )
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="Keys that clients must show, one a line. Default: the manifest's.",
+    help="File of keys, one per line, of which clients must send one. Default: the manifest's.",
 )
 @click.option(
     "--log-dir",
@@ -59,7 +61,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
     "pins",
     multiple=True,
     metavar="TIER=N",
-    help="No scaling: this tier has N instances (the others their minimum). May be repeated.",
+    help="No scaling: this tier has N instances, the others their minimum. May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout, instead of text on stderr.")
 def up(
@@ -75,7 +77,7 @@ def up(
 ) -> None:
     """Run a manifest's whole fleet on this machine: the router, and engines that follow the load.
 
-    Ctrl-C lets answers under way finish and stops everything; a second one stops at once.
+    Ctrl-C lets running answers finish and stops everything; a second Ctrl-C stops at once.
 
     Exit codes: 0 stopped as asked, 1 a port is taken or the router could not start, 2 wrong use, 130 stopped at once.
     """
@@ -197,20 +199,24 @@ def _tell(manifest: MultiSLOServing, profile: Profile, settings: UpSettings, hos
 
 @click.command("top", context_settings=HELP, epilog="Example: multislo top -f examples/demo.yaml")
 @click.option(
-    "-f", "--file", "manifest_path", type=click.Path(path_type=Path), help="The fleet's manifest: its adminPort here."
+    "-f",
+    "--file",
+    "manifest_path",
+    type=click.Path(path_type=Path),
+    help="The fleet's manifest, for its adminPort on this machine.",
 )
-@click.option("--url", help=f"The router's admin listener, where it is another one.  [default: {ADMIN_URL}]")
-@click.option("--once", is_flag=True, help="Print one picture and end.")
+@click.option("--url", help=f"URL of the router's admin listener, if it is another one.  [default: {ADMIN_URL}]")
+@click.option("--once", is_flag=True, help="Print once and exit.")
 @click.option(
     "--interval",
     "interval_s",
     type=click.FloatRange(min=0.1),
     default=1.0,
     show_default=True,
-    help="Seconds between pictures.",
+    help="Seconds between updates.",
 )
 def top(manifest_path: Path | None, url: str | None, once: bool, interval_s: float) -> None:
-    """Watch a running fleet in the terminal: tiers against their SLOs, and the load of every instance.
+    """Watch a running fleet in the terminal: tiers against their SLOs, and the load of each instance.
 
     Exit codes: 0 done, 1 the router cannot be reached, 2 wrong use.
     """

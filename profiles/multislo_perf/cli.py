@@ -36,7 +36,7 @@ def profile() -> None:
 
 
 @profile.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Names as a JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the names as a JSON list.")
 def list_profiles(as_json: bool) -> None:
     """List the profiles that come with multislo.
 
@@ -61,10 +61,10 @@ def list_profiles(as_json: bool) -> None:
 
 @profile.command()
 @click.argument("name_or_path")
-@click.option("--json", "as_json", is_flag=True, help="The profile and what tiers get of it, as JSON.")
-@click.option("--yaml", "as_yaml", is_flag=True, help="The profile's file, to start your own from.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the profile's file, as a start for your own.")
 def show(name_or_path: str, as_json: bool, as_yaml: bool) -> None:
-    """Show a profile, by name or path, and what tiers of 20, 50 and 100 ms get of it.
+    """Show a profile, by name or path, and what follows from it for tiers of 20, 50 and 100 ms.
 
     \b
     Example:
@@ -161,32 +161,32 @@ def _show_tiers(tiers: list[dict[str, float]], latency: LatencyModel) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of the measured tables: NAME-gemm.csv, NAME-decode-attention.csv, NAME-prefill-attention.csv.",
 )
-@click.option("--gpu", required=True, type=click.Choice(["h100", "h200"]), help="Fills in whatever is not given below.")
-@click.option("--name", help="Of the tables and of the profile.  [default: llama-3.1-8b-GPU-tp1]")
-@click.option("--model", help="What the engine loads.")
+@click.option("--gpu", required=True, type=click.Choice(["h100", "h200"]), help="Default for all values below.")
+@click.option("--name", help="Name of the tables and of the profile.  [default: llama-3.1-8b-GPU-tp1]")
+@click.option("--model", help="Model that the engine loads.")
 @click.option("--accelerator", help="In words.")
-@click.option("--measured", help="What the tables are, measured on what and by whom; for the profile's source.")
-@click.option("--engine-version", help="Of the vLLM whose kernels were measured.")
+@click.option("--measured", help="What was measured, on what and by whom; written into the profile's source.")
+@click.option("--engine-version", help="Version of the vLLM whose kernels were measured.")
 @click.option("--tensor-parallel", type=click.IntRange(1, 1024), help="GPUs of one engine.")
-@click.option("--memory-gb", type=click.FloatRange(1, 10_000), help="Of one GPU.")
-@click.option("--weights-gb", type=click.FloatRange(0, 10_000), help="Of the model.")
-@click.option("--kv-bytes-per-token", type=click.IntRange(1, 10**9), help="Keys and values of all layers.")
+@click.option("--memory-gb", type=click.FloatRange(1, 10_000), help="Memory of one GPU.")
+@click.option("--weights-gb", type=click.FloatRange(0, 10_000), help="Size of the model's weights.")
+@click.option("--kv-bytes-per-token", type=click.IntRange(1, 10**9), help="Size of keys and values of all layers.")
 @click.option(
     "--overhead-ms",
     type=click.FloatRange(0, 1000),
     default=1.1,
     show_default=True,
-    help="What no kernel's time contains.",
+    help="Overhead per iteration outside of the kernels.",
 )
 @click.option(
-    "--startup-s", type=click.FloatRange(0, 3600), default=90.0, show_default=True, help="From launch to ready."
+    "--startup-s", type=click.FloatRange(0, 3600), default=90.0, show_default=True, help="Time from launch to ready."
 )
 @click.option(
     "--utilisation",
     type=click.FloatRange(0.1, 1),
     default=0.9,
     show_default=True,
-    help="Share of memory that the engine takes.",
+    help="Share of the memory that the engine uses.",
 )
 @click.option(
     "--tokens-max",
@@ -196,10 +196,10 @@ def _show_tiers(tiers: list[dict[str, float]], latency: LatencyModel) -> None:
     help="Largest iteration to fit to.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the rows held out and of the iterations composed."
+    "--seed", type=int, default=0, show_default=True, help="Seed of the held-out rows and of the composed iterations."
 )
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the profile here, not to standard output."
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the profile. Default: standard output."
 )
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw predicted against measured times.")
 def fit(
@@ -255,22 +255,20 @@ def fit(
 @click.argument("base")
 @click.option("--name", required=True, help="Of the new profile.")
 @click.option("--accelerator", required=True, help="In words.")
+@click.option("--compute", type=click.FloatRange(0.01, 1000), required=True, help="Factor on the time of computing.")
 @click.option(
-    "--compute", type=click.FloatRange(0.01, 1000), required=True, help="How many times as long computing takes."
+    "--bandwidth", type=click.FloatRange(0.01, 1000), required=True, help="Factor on the time of reading memory."
 )
 @click.option(
-    "--bandwidth", type=click.FloatRange(0.01, 1000), required=True, help="How many times as long reading memory takes."
+    "--kv-share", type=click.FloatRange(0.001, 1000), required=True, help="Its KV tokens as a share of the base's."
 )
 @click.option(
-    "--kv-share", type=click.FloatRange(0.001, 1000), required=True, help="Share of the base's KV tokens that it holds."
-)
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the profile here, not to standard output."
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the profile. Default: standard output."
 )
 def derive(
     base: str, name: str, accelerator: str, compute: float, bandwidth: float, kv_share: float, out: Path | None
 ) -> None:
-    """Make a profile of another accelerator by scaling the profile BASE (name or path). It says that nothing was measured.
+    """Make a profile of another accelerator by scaling the profile BASE (name or path). The new profile says that nothing was measured.
 
     \b
     Example:
@@ -293,9 +291,9 @@ def derive(
 
 @profile.command()
 @click.option("--profile", "name_or_path", default="llama-3.1-8b-h200-tp1", show_default=True, help="Name or path.")
-@click.option("--json", "as_json", is_flag=True, help="Microseconds by question, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print microseconds per formula as JSON.")
 def bench(name_or_path: str, as_json: bool) -> None:
-    """Measure what one prediction costs on this machine (goal: under 2 us).
+    """Measure the time of one prediction on this machine (goal: under 2 us).
 
     \b
     Example:

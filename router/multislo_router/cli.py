@@ -53,26 +53,30 @@ class Listeners:
 )
 @click.option("-f", "--file", "manifest_path", required=True, type=click.Path(path_type=Path), help="The manifest.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the OpenAI API.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Its port; 0: any free one. Default: the manifest's.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port of the OpenAI API; 0 takes a free one. Default: the manifest's."
+)
 @click.option("--admin-host", default="127.0.0.1", show_default=True, help="Address of the admin listener.")
-@click.option("--admin-port", type=click.IntRange(0, 65535), help="Its port; 0: any free one. Default: the manifest's.")
+@click.option(
+    "--admin-port",
+    type=click.IntRange(0, 65535),
+    help="Port of the OpenAI API; 0 takes a free one. Default: the manifest's.",
+)
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="Keys that clients must show, one a line. Default: the manifest's.",
+    help="File of keys, one per line, of which clients must send one. Default: the manifest's.",
 )
-@click.option(
-    "--profile", "profile_name", help="Latency profile, a shipped one's name or a path. Default: the manifest's."
-)
+@click.option("--profile", "profile_name", help="Latency profile (shipped name or path). Default: the manifest's.")
 @click.option(
     "--drain-timeout", "drain_timeout_s", type=click.FloatRange(min=0), default=DRAIN_TIMEOUT_S, show_default=True,
-    help="Seconds that answers under way have when the router is told to stop.",
+    help="Seconds that running answers have after the router is told to stop.",
 )  # fmt: skip
 @click.option(
     "--unknown-fields", type=click.Choice(["refuse", "ignore"]), default="refuse", envvar=VARIABLE, show_envvar=True,
     show_default=True, help="Of manifest and profile; ignore warns of each, for files that a newer version wrote.",
 )  # fmt: skip
-@click.option("--parent-pid", type=click.IntRange(min=1), help="Stop when this process is gone.")
+@click.option("--parent-pid", type=click.IntRange(min=1), help="Exit when this process is gone.")
 def router(
     manifest_path: Path,
     host: str,
@@ -85,10 +89,10 @@ def router(
     unknown_fields: str,
     parent_pid: int | None,
 ) -> None:
-    """Serve the router alone: the OpenAI API of a fleet that is given by PUT /instances on its admin listener.
+    """Run the router alone. PUT /instances on its admin listener tells it the fleet.
 
-    Ctrl-C or SIGTERM lets answers under way finish; a second one stops at once. With MULTISLO_FLEET_TOKEN in the
-    environment, PUT /instances must show its value in the header x-multislo-fleet-token.
+    Ctrl-C or SIGTERM lets running answers finish; a second one stops at once. With MULTISLO_FLEET_TOKEN in the
+    environment, PUT /instances must send its value in the header x-multislo-fleet-token.
     """
     tolerant = unknown_fields == "ignore"
     of_manifest: list[str] | None = [] if tolerant else None

@@ -25,7 +25,7 @@ SETTLING_S = 20.0
 @click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=4, show_default=True)
 @click.option("--policy", "policies", type=click.Choice(POLICIES), multiple=True, default=POLICIES)
 @click.option("--scheduler", type=click.Choice([s.value for s in Scheduler]), default="fcfs", show_default=True)
-@click.option("--batch-tokens", type=click.IntRange(min=16), help="One token budget for all; default: by tier.")
+@click.option("--batch-tokens", type=click.IntRange(min=16), help="Token budget of all instances. Default: by tier.")
 @click.option("--duration", type=click.FloatRange(min=1.0), default=100.0, show_default=True, help="Seconds.")
 @click.option("--warmup", type=click.FloatRange(min=0.0), default=30.0, show_default=True, help="Seconds not counted.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1, 2), show_default=True)
@@ -48,9 +48,9 @@ def simulate(
     seeds: Sequence[int],
     as_json: bool,
 ) -> None:
-    """The share of requests in time, by router policy, on a simulated fleet of fixed size (no rejection, PolyServe's SLO classes).
+    """Simulate router policies on a fleet of fixed size and print the share of requests in time.
 
-    With --manifest FILE instead: what that fleet would take for a trace, with other options (multislo simulate what-if --help).
+    No rejection, PolyServe's SLO classes. With --manifest FILE, the command is `what-if` instead: see multislo simulate what-if --help.
 
     Example: multislo simulate --workload azure-like --rate 105 --instances 4 --policy Pack --policy round_robin
     """

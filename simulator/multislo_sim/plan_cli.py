@@ -37,17 +37,17 @@ Report = Mapping[str, Any]
     epilog="Example: multislo plan --manifest examples/llama-h200.yaml --rate 50 --attainment 0.99 --peak 120",
 )
 @click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
-@click.option("--profile", help="Instead of the manifest's: a shipped profile's name, or a path.")
-@click.option("--rate", type=RATE, required=True, help="Requests a second, over all tiers, arriving at random.")
+@click.option("--profile", help="Latency profile (shipped name or path) instead of the manifest's.")
+@click.option("--rate", type=RATE, required=True, help="Requests per second over all tiers, arriving at random.")
 @click.option(
     "--peak",
     type=RATE,
-    help="The highest rate: what it takes becomes acceleratorsMax, what --rate takes each tier's min.",
+    help="Highest rate: its GPUs become acceleratorsMax, the counts for --rate each tier's min.",
 )
 @click.option(
     "--attainment",
     type=click.FloatRange(0.5, 1.0),
-    help="Share of each tier's requests in time. Default: the manifest's.",
+    help="Goal: share of each tier's requests in time. Default: the manifest's.",
 )
 @trace_options("its lengths (and tiers, if it names them) are used")
 @click.option(
@@ -55,7 +55,7 @@ Report = Mapping[str, Any]
     type=click.Choice(sorted(SHAPES)),
     help="Lengths of a built-in shape instead of a trace. Default: azure-like.",
 )
-@click.option("--shares", help="TIER=SHARE,...: how the requests are drawn over the tiers. Default: all tiers alike.")
+@click.option("--shares", help="TIER=SHARE,...: shares of the tiers in requests that name none. Default: equal.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=1, show_default=True, help="Same seed, same answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def plan(
@@ -70,11 +70,11 @@ def plan(
     seed: int,
     as_json: bool,
 ) -> None:
-    """The cheapest counts of instances by tier that serve a rate in time.
+    """Find the cheapest instance counts by tier that serve a rate in time.
 
-    Searched with the simulator: the production router before simulated engines, 100 s of warm-up and at least 80 s measured.
+    Searches with the simulator: the production router and simulated engines, 100 s of warm-up and at least 80 s measured.
 
-    Exit codes: 0 the manifest's limits have room for it, 1 they have not or no fleet attains it, 2 wrong use.
+    Exit codes: 0 the manifest's limits suffice, 1 they do not or no fleet attains the goal, 2 wrong use.
     """
     manifest = with_profile(manifest_at(path), profile)
     if peak is not None and peak < rate:
@@ -85,7 +85,7 @@ def plan(
         goal = manifest.spec.scaling.attainment if attainment is None else attainment
         wish = Wish(lengths, None if shares is None else shares_of(shares), goal, seed)
         if shares is None and len(case.tiers) > 1 and any(request.tier is None for request in lengths):
-            told("requests are drawn over all tiers alike (--shares says otherwise)")
+            told("requests are drawn over all tiers equally (--shares sets the shares)")
         found = {"rate": planned(case, wish, rate, told)}
         if peak is not None:
             told(f"now at {peak:g} requests/s")

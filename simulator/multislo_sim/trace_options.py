@@ -57,9 +57,9 @@ def trace_options(used: str, duration: str | None = "--duration") -> Callable[[C
         click.option(
             "--time-unit",
             type=click.Choice([unit.value for unit in TimeUnit]),
-            help="Of stamps that are numbers. Default: told by the format or the rate; refused where it may be either.",
+            help="Unit of numeric stamps. Default: by the format or the rate; the trace is refused if it may be ms or s.",
         ),
-        click.option("--from", "from_s", type=Seconds(), help="Begin so far into the trace, such as 36h."),
+        click.option("--from", "from_s", type=Seconds(), help="Begin this far into the trace, such as 36h."),
     ]
     if duration is not None:
         part = Seconds(above=True)

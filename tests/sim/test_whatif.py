@@ -195,7 +195,7 @@ def test_the_command_answers_with_a_row_for_each_change(tmp_path: Path) -> None:
         )
         assert sum(tier["requests_counted"] for tier in answer["tiers"].values()) == answer["requests_counted"]
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert "drawn over all tiers alike" in " ".join(result.stderr.split())
+    assert "drawn over all tiers equally" in " ".join(result.stderr.split())
 
 
 def test_tiers_that_the_trace_names_are_not_drawn(tmp_path: Path) -> None:

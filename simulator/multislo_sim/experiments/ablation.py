@@ -20,7 +20,7 @@ FULL = "full"
 @click.command()
 @experiment(tuple(WHAT))
 def ablation(asked: Asked) -> None:
-    """Goodput of multislo (SLO-aware engines) with one of its parts switched off; --policies takes the parts' names.
+    """Goodput of multislo (SLO-aware engines) with one of its parts switched off. --policies takes the parts' names.
 
     Example: multislo simulate ablation --trace mooncake.jsonl --policies 'full,no EDF'
     """

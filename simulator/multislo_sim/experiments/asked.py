@@ -19,7 +19,7 @@ from multislo_sim.workloads.traces import TraceInvalid
 
 SHAPED_REQUESTS = 20_000
 UNIFORM = "uniform"
-OF_UNIFORM = f"Of --workload {UNIFORM}."
+OF_UNIFORM = f"Range for --workload {UNIFORM}."
 INSTANCES_MIN = 4
 """One for each of the four SLO classes."""
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -136,17 +136,22 @@ def experiment(
             )
 
         options = (
-            click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Write a plot there, too."),
+            click.option(
+                "--png", type=click.Path(path_type=Path, dir_okay=False), help="Also write a plot to this file."
+            ),
             click.option("--json", "as_json", is_flag=True),
             click.option(
-                "--jobs", type=click.IntRange(min=1), default=os.cpu_count, help="Processes; default: one a CPU."
+                "--jobs",
+                type=click.IntRange(min=1),
+                default=os.cpu_count,
+                help="Parallel processes. Default: one per CPU.",
             ),
             click.option(
                 "--quick",
                 is_flag=True,
-                help="Coarser: short windows (which flatter) and fewer points; the report tells which.",
+                help="Coarser: short windows (which flatter) and fewer points; the report says which.",
             ),
-            click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many."),
+            click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds."),
             click.option("--policies", help=f"Names, separated by commas; default: {said}."),
         )
         if instances is not None:

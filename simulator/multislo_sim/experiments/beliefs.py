@@ -1,5 +1,4 @@
-"""`multislo simulate beliefs`: what wrong beliefs cost: a profile that is off, an instance twice as slow, reports that come late, a wrong
-length of outputs."""
+"""`multislo simulate beliefs`: the cost of wrong beliefs: a wrong profile, a slow instance, late reports, wrong output lengths."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,15 +26,15 @@ QUICKLY = ("right", "profile -20 %", "profile +20 %", "one twice as slow", "repo
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """How belief and truth differ. The truth of all engines but a slow one is the profile; what differs is what is believed."""
+    """How belief and truth differ. All engines but a slow one follow the profile; router and planners may believe otherwise."""
 
     believed: float = 1.0
-    """Iteration times believed, over the true ones: by the router and by the engines' planners."""
+    """Believed over true iteration times, in the router and in the engines' planners."""
     slow: float = 1.0
-    """One instance takes so many times as long as the others."""
+    """Factor on the times of one instance."""
     report_delay_s: float = 0.0
     output_factor: float | None = None
-    """Every output is believed to be so many times the mean, and experience changes nothing; None: the router learns it."""
+    """Every output is believed to have this many times the mean length, whatever is observed; None: the router learns it."""
 
 
 WRONGS: dict[str, Wrong] = {
@@ -54,11 +53,11 @@ WRONGS: dict[str, Wrong] = {
     type=click.FloatRange(0.05, 1.0),
     default=0.85,
     show_default=True,
-    help="The rate, as a share of the fluid bound at 90 %.",
+    help="Rate as a share of the fluid bound at 90 %.",
 )
 def beliefs(asked: Asked, load: float) -> None:
-    """Share of requests in time at one rate where what is believed is wrong: the profile too fast (-) or too slow (+), one instance twice
-    as slow as the others, what engines yield heard of late, the length of outputs.
+    """Simulate wrong beliefs at one rate: a profile too fast (-) or too slow (+), one instance twice as slow as the others, late reports
+    from engines, wrong output lengths.
 
     Example: multislo simulate beliefs --trace azure.csv --load 0.8
     """

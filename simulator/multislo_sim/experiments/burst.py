@@ -1,4 +1,4 @@
-"""`multislo simulate burst`: one burst in which the tiers' shares are turned round, and how each policy gets through it."""
+"""`multislo simulate burst`: one burst in which the tiers' shares are inverted, and how each policy copes with it."""
 
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -34,17 +34,17 @@ RECOVERED = 0.01
     type=click.FloatRange(0.1, 1.0),
     default=0.75,
     show_default=True,
-    help="The usual rate, as a share of the fluid bound of the usual mix at 90 %.",
+    help="Usual rate as a share of the fluid bound of the usual mix at 90 %.",
 )
 @click.option(
     "--factor",
     type=click.FloatRange(0.5, 4.0),
     default=1.2,
     show_default=True,
-    help="The rate of the burst over the usual one.",
+    help="Rate of the burst relative to the usual one.",
 )
 def burst(asked: Asked, load: float, factor: float) -> None:
-    """Share of requests in time over time, by when they arrived: for 40 s in the middle the tier mix is inverted (40 % of the tightest).
+    """Simulate a burst of 40 s that inverts the tier mix (40 % in the tightest tier); print the share in time by arrival time.
 
     Example: multislo simulate burst --trace azure.csv --load 0.85
     """

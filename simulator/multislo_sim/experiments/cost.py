@@ -1,5 +1,4 @@
-"""`multislo simulate cost`: what a steady load costs, in instance-seconds a request, when 99 % of it shall be in time and the fleet scales
-itself."""
+"""`multislo simulate cost`: instance-seconds per request under a steady load, with autoscaling and 99 % of the requests in time."""
 
 from typing import Any
 
@@ -22,8 +21,8 @@ STEADY_S, QUICK_S = 1800.0, 900.0
 @click.command()
 @experiment([scaled.name for scaled in SCALED], USUALLY, instances=8)
 def cost(asked: Asked) -> None:
-    """Instance-seconds a request for 99 % in time under a steady load, by law of scaling, each with its leanest setting that reaches it.
-    --instances is the least that could serve the load.
+    """Find the instance-seconds per request for 99 % in time under a steady load, by scaling law. Each law has its leanest setting
+    that attains it. --instances is the smallest number that could serve the load.
 
     Example: multislo simulate cost --trace azure.csv --policies multislo,hpa_work_shared,hpa_work
     """

@@ -1,4 +1,4 @@
-"""`multislo simulate day`: what each law of scaling costs over a day with bursts, at equal attainment."""
+"""`multislo simulate day`: the cost of each scaling law over a day with bursts, at equal attainment."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,11 +22,13 @@ OURS, OURS_STOCK = "multislo", "multislo_stock"
 
 @click.command()
 @experiment([scaled.name for scaled in SCALED], USUALLY, instances=8)
-@click.option("--hours", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Of the compressed day.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Length of the compressed day."
+)
 def day(asked: Asked, hours: float) -> None:
-    """Instance-hours of a day by law of scaling, each with the leanest setting that has 95 % or 98 % of the requests in time. The day has
-    three bursts that turn the mix of tiers round; start-up takes 60 to 150 s. --instances: the least that could serve noon. --quick: half
-    the hours.
+    """Find the instance-hours of a day by scaling law, each with its leanest setting that has 95 % or 98 % of the requests in time. The day
+    has three bursts that invert the mix of tiers; start-up takes 60 to 150 s. --instances is the smallest number that could serve noon.
+    --quick halves the hours.
 
     Example: multislo simulate day --trace azure.csv --policies multislo,hpa_work_shared,hpa_work
     """

@@ -1,4 +1,4 @@
-"""`multislo simulate disaggregated`: goodput with prefill and decode on instances of their own."""
+"""`multislo simulate disaggregated`: goodput with prefill and decode on separate instances."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,11 +33,11 @@ INSTANCES_MIN = 5
 @click.option(
     "--every-split",
     is_flag=True,
-    help="Each policy with the number of prefill instances (of three) and the homes that are best on this trace.",
+    help="Use each policy's best number of prefill instances (of three) and best homes on this trace.",
 )
 def disaggregated(asked: Asked, every_split: bool) -> None:
-    """The rate at which 90 % and 99 % of the requests meet every deadline where some instances prefill and the others decode, by policy:
-    20 instances, PolyServe's SLO classes, no rejection, 100 s of warm-up and 80 s measured; against the fluid bound.
+    """Find the rate with 90 % and 99 % of the requests in time if some instances prefill and others decode, by policy, beside the fluid
+    bound. PolyServe's SLO classes, no rejection, 100 s of warm-up and 80 s measured.
 
     Example: multislo simulate disaggregated --trace azure.csv --quick
     """

@@ -1,4 +1,4 @@
-"""`multislo simulate dynamo`: NVIDIA's SLA planner in its own off-line replay beside ours on the same requests: instance-hours at equal
+"""`multislo simulate dynamo`: NVIDIA's SLA planner, in its own off-line replay, and multislo on the same requests: instance-hours at equal
 attainment."""
 
 from collections.abc import Mapping, Sequence
@@ -43,13 +43,13 @@ DAY_S, QUICK_S = 7200.0, 2400.0
     "python",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     required=True,
-    help="An interpreter that has ai-dynamo 1.4 and what its planner needs.",
+    help="A Python interpreter with ai-dynamo 1.4 and what its planner needs.",
 )
 @click.option("--tiers", type=click.Choice(["one", "four"]), default="one", show_default=True, help="One: 500 / 50 ms.")
 def dynamo(asked: Asked, python: Path, tiers: str) -> None:
-    """Instance-hours of a day with bursts for 95 % and 98 % in time: NVIDIA's SLA planner in its own replay (aggregated engines, its
-    mocker told our latency law, its KV router) and ours. With four tiers its planner is told the tightest, and nothing tells its
-    engines of tiers. Start-up takes 105 s for both. Uses the first seed.
+    """Compare NVIDIA's SLA planner with multislo: instance-hours of a day with bursts for 95 % and 98 % in time. The planner runs in its
+    own replay (aggregated engines, its mocker with our latency model, its KV router). With four tiers it is told the tightest SLO, and its
+    engines know no tiers. Start-up takes 105 s for both. Uses the first seed.
 
     Example: multislo simulate dynamo --trace azure.csv --dynamo-python ~/dynamo/bin/python --quick
     """

@@ -1,4 +1,4 @@
-"""`multislo simulate goodput`: every contender's goodput beside the others and the fluid bound."""
+"""`multislo simulate goodput`: goodput of every contender, and the fluid bound."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,15 +37,15 @@ AGAINST = {
 
 @click.command()
 @experiment([contender.name for contender in CONTENDERS])
-@click.option("--rejecting", is_flag=True, help="Who would be late may be refused, and counts as missed.")
+@click.option("--rejecting", is_flag=True, help="Allow refusing requests that would be late; they count as missed.")
 @click.option(
     "--tuned",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What `tune --json` found on this very trace: the rivals get their best knobs there, at each level.",
+    help="Output of `tune --json` on the same trace: gives the rivals their best knobs at each level.",
 )
 def goodput(asked: Asked, rejecting: bool, tuned: Path | None) -> None:
-    """The rate at which 90 % and 99 % of the requests that arrive meet every deadline, by policy: 20 instances, co-located, PolyServe's
-    SLO classes, 100 s of warm-up and 80 s measured; against the fluid bound.
+    """Find the rate with 90 % and 99 % of the requests in time, by policy, beside the fluid bound. Co-located instances, PolyServe's
+    SLO classes, 100 s of warm-up and 80 s measured.
 
     Example: multislo simulate goodput --trace azure.csv --quick
     """

@@ -1,4 +1,4 @@
-"""`multislo simulate sizes`: whether a larger fleet comes nearer to its bound, or not."""
+"""`multislo simulate sizes`: goodput of fleets of several sizes as a share of their bound."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,10 +22,10 @@ SIZES_QUICK = "8,20"
 
 @click.command()
 @experiment([contender.name for contender in CONTENDERS], POLICIES, instances=None)
-@click.option("--sizes", help=f"Instances of the fleets; default: {SIZES}, with --quick {SIZES_QUICK}.")
+@click.option("--sizes", help=f"Sizes of the fleets in instances. Default: {SIZES}, with --quick {SIZES_QUICK}.")
 @click.option("--level", type=click.Choice(["90", "99"]), default="90", show_default=True, help="% in time.")
 def sizes(asked: Asked, sizes: str | None, level: str) -> None:
-    """Goodput as a share of the fluid bound by the number of instances.
+    """Find goodput as a share of the fluid bound, by the number of instances.
 
     Example: multislo simulate sizes --trace azure.csv --policies multislo,least_predicted_time
     """

@@ -28,12 +28,14 @@ STEP, FINE_STEP = 0.02, 0.01
 @click.command()
 @experiment([contender.name for contender in CONTENDERS], [c.name for c in CONTENDERS if c.knobs], INSTANCES)
 @click.option(
-    "--full-windows", is_flag=True, help="As long as goodput's: 4 times the cost, and no short window flatters."
+    "--full-windows",
+    is_flag=True,
+    help="Use goodput's full windows: 4 times the cost, without the bias of short windows.",
 )
 def tune(asked: Asked, full_windows: bool) -> None:
-    """Search each policy's knobs on a trace, one knob after the other, at the rate of 99 % and then at that of 90 % in time.
+    """Search each policy's knobs on a trace, one after another, at the rate with 99 % and then at that with 90 % in time.
 
-    Values are compared at one rate, one step above what the best so far holds. `goodput --tuned FILE` takes what --json prints.
+    Values are compared at one rate, one step above the best so far. `goodput --tuned FILE` reads the output of --json.
 
     Example: multislo simulate tune --trace azure.csv --policies least_predicted_time,qoserve
     """

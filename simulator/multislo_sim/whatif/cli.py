@@ -50,33 +50,39 @@ class ByManifest(click.Group):
     "--vary tiers.realtime.slo.tpot=30ms --vary profile=llama-3.1-8b-h100-tp1",
 )
 @click.option("-f", "--manifest", "path", type=FILE, required=True, help="The fleet: a MultiSLOServing manifest.")
-@click.option("--profile", help="Instead of the manifest's: a shipped profile's name, or a path.")
-@trace_options("its requests, by their own stamps")
+@click.option("--profile", help="Latency profile (shipped name or path) instead of the manifest's.")
+@trace_options("played by its own stamps")
 @click.option("--workload", type=click.Choice(sorted(SHAPES)), help="An hour of a built-in shape instead of a trace.")
 @click.option(
-    "--rate-factor", type=float, default=1.0, show_default=True, help="So many times as many users at the same times."
+    "--rate-factor",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the number of users, at the same times.",
 )
-@click.option("--shares", help="TIER=SHARE,...: how the requests are drawn over the tiers. Default: all tiers alike.")
+@click.option("--shares", help="TIER=SHARE,...: shares of the tiers in requests that name none. Default: equal.")
 @click.option(
     "--vary",
     "changes",
     multiple=True,
-    help="A row more: PATH=VALUE below the manifest's spec, a tier by its name; several joined by ';'. Also rate-factor=X, shares.TIER=X.",
+    help="Add a row: PATH=VALUE below the manifest's spec, tiers by name, several joined by ';'. Also rate-factor=X, shares.TIER=X.",
 )
 @click.option(
-    "--fixed", is_flag=True, help="Also search the least fleet of fixed size for the busiest part (takes longer)."
+    "--fixed", is_flag=True, help="Also search the smallest fleet of fixed size for the busiest part (takes longer)."
 )
 @click.option(
     "--requests-max",
     type=click.IntRange(1000, 20_000_000),
     default=50_000,
     show_default=True,
-    help="A longer trace is sampled, its busiest part included.",
+    help="A longer trace is sampled, including its busiest part.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31), default=1, show_default=True, help="Same seed, same answer.")
-@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count, help="Processes; default: one a CPU.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=os.cpu_count, help="Parallel processes. Default: one per CPU."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--png", type=FILE, help="Write a plot there, too.")
+@click.option("--png", type=FILE, help="Also write a plot to this file.")
 def what_if(
     path: Path,
     profile: str | None,
@@ -92,10 +98,10 @@ def what_if(
     as_json: bool,
     png: Path | None,
 ) -> None:
-    """How many GPUs a manifest's fleet takes for a trace, and what it attains; a row more for each --vary.
+    """How many GPUs a manifest's fleet takes for a trace, and what it attains. Each --vary adds a row.
 
-    Plays the production router and autoscaler on simulated engines: instances start and stop as the operator would have it, within the
-    manifest's limits. A request is in time if every token is.
+    Runs the production router and autoscaler on simulated engines, within the manifest's limits. A request is in time if every token
+    is.
     """
     manifest = with_profile(manifest_at(path), profile)
     try:
@@ -191,12 +197,12 @@ def notes(
     unnamed = sum(request.tier is None for request in raw)
     if unnamed and shares is None and len(cases[0].tiers) > 1:
         which = "the requests" if unnamed == len(raw) else f"{unnamed} of {len(raw)} requests"
-        said.append(f"tiers: {which} name none and are drawn over all tiers alike (--shares says otherwise)")
+        said.append(f"tiers: {which} name none and are drawn over all tiers equally (--shares sets the shares)")
     span_s = raw[-1].at_s
     if len(parts) > 1:
         seconds = sum(part.length_s for part in parts)
         said.append(
-            f"sampled: {len(parts)} slices, {seconds / 60:.0f} of {span_s / 60:.0f} min, stand for the whole, the busiest among them "
+            f"sampled: {len(parts)} slices, {seconds / 60:.0f} of {span_s / 60:.0f} min, represent the whole, the busiest among them "
             "(--requests-max plays more)"
         )
     elif not whole:
@@ -206,7 +212,7 @@ def notes(
             "it says nothing of the rest (--requests-max plays more)"
         )
     if cases[0].manifest.spec.scaling.schedule:
-        said.append("scaling.schedule: its floors are left out, since the trace's stamps have no time zone")
+        said.append("scaling.schedule is ignored, because the trace does not tell the local time")
     return said
 
 
@@ -234,7 +240,7 @@ def remarks(answer: Mapping[str, Any]) -> list[str]:
     for tier, of in answer["tiers"].items():
         if of["beyond"] > 0.0:
             said.append(
-                f"{name}: {of['beyond']:.2%} of {tier}'s requests are out of reach: an idle instance would miss their SLO, too"
+                f"{name}: {of['beyond']:.2%} of {tier}'s requests are out of reach: even an idle instance would miss their SLO"
             )
     if answer["too_long"]:
         said.append(f"{name}: {answer['too_long']:.2%} of the requests are too long for the engines and left out")
