@@ -23,6 +23,7 @@ server's `duration()` agree on every text that it lets through."""
 _TIERS = "self.tiers.map(t, t.name)"
 _MINIMA = "(self.tiers.map(t, t.instances.min).sum() + self.scaling.warmPool.min) * self.engine.accelerator.perInstance"
 _STRANGERS = "self.scaling.schedule.filter(e, !self.tiers.exists(t, t.name == e.tier))"
+_ALIASES = "self.engine.adapters.filter(a, a.name == self.model.name || (has(self.model.servedNames) && a.name in self.model.servedNames))"
 _TOO_HIGH = "self.scaling.schedule.filter(e, self.tiers.exists(t, t.name == e.tier && e.min > t.instances.max))"
 
 
@@ -82,6 +83,13 @@ _SERVICE_TIERS = [
 RULES: dict[str, list[dict[str, Any]]] = {
     "spec": [
         *_SERVICE_TIERS,
+        _rule(
+            f"!has(self.engine.adapters) || {_ALIASES}.size() == 0",
+            "%s must differ from the model's own name and its servedNames: an adapter is a model of its own",
+            f"{_ALIASES}.map(a, a.name)",
+            fallback="an adapter's name must differ from the model's own name and its servedNames",
+            at=".engine.adapters",
+        ),
         _rule(
             "!has(self.defaultTier) || self.tiers.exists(t, t.name == self.defaultTier)",
             '"%s" must name a tier: one of %s',

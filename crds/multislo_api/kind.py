@@ -164,6 +164,27 @@ class Cache(Part):
     )
 
 
+class Adapter(Part):
+    """A LoRA adapter of the model: for clients a model of its own."""
+
+    name: Annotated[
+        str,
+        Field(min_length=1, max_length=253, pattern=r"^[^\s,=]+$"),
+        Legal('text of 1 to 253 characters without spaces, "," and "="'),
+    ] = Field(description='Name that clients give as "model"; no served name, and no other adapter\'s.')
+    path: Annotated[
+        str,
+        Field(min_length=1, max_length=4096, pattern=r"^[^\x00,]+$"),
+        Legal('a path or a name on a hub, of 1 to 4096 characters without ","'),
+    ] = Field(description="Where the engine finds it: a folder as the engine sees it, or a name on a hub.")
+    rank: int = Field(
+        default=16,
+        ge=1,
+        le=512,
+        description="Its rank, or more: engines reserve memory for the largest one. Default: 16.",
+    )
+
+
 class Engine(Part):
     """The inference engine that every instance runs."""
 
@@ -188,6 +209,12 @@ class Engine(Part):
         default=[],
         max_length=128,
         description="More flags for the engine. They override the flags that multislo sets. Default: none.",
+    )
+    adapters: list[Adapter] = Field(
+        default=[],
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="LoRA adapters, each loaded by every engine. The profile should be of an engine with them. Default: none.",
     )
     accelerator: Accelerator = Field(
         default=Accelerator(), description="Accelerators of one instance. Default: one nvidia.com/gpu."

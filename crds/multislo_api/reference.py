@@ -28,6 +28,7 @@ Some rules concern several fields:
 - `scaling.acceleratorsMax` is at least the sum of all minima, the warm pool's included, times `engine.accelerator.perInstance`;
 - `router.port` and `router.adminPort` differ;
 - `router.apiKeys` has exactly one of its fields; `model.servedNames` has no duplicates;
+- `engine.adapters` have names of their own: none twice, none that is the model's or among `model.servedNames`;
 - `router.paths` has no duplicates and no path that the router answers itself;
 - `engine.podTemplate` and `router.podTemplate` have only the keys `metadata` and `spec`.
 """

@@ -79,6 +79,23 @@ def _served_names_are_unique(known: Known) -> Iterator[Problem]:
     yield from _unique(known, paths, lambda name: name, "a served name must be given once")
 
 
+def _adapters_have_names_of_their_own(known: Known) -> Iterator[Problem]:
+    adapters: list[Path] = [
+        ("spec", "engine", "adapters", index, "name") for index in range(known.count("spec", "engine", "adapters"))
+    ]
+    served: list[Path] = [
+        ("spec", "model", "servedNames", index) for index in range(known.count("spec", "model", "servedNames"))
+    ]
+    names = {known.get(*path): path for path in [*served, ("spec", "model", "name")]}
+    for path in adapters:
+        name = known.get(*path)
+        if name is not None and name in names:
+            yield Problem(
+                path, f"{shown(name)} must differ from {known.said(*names[name])}: an adapter is a model of its own"
+            )
+    yield from _unique(known, adapters, lambda name: name, "an adapter's name must be unique")
+
+
 def _no_two_tiers_have_one_tpot(known: Known) -> Iterator[Problem]:
     paths: list[Path] = [("spec", "tiers", index, "slo", "tpot") for index in range(known.count("spec", "tiers"))]
     yield from _unique(known, paths, parse_duration_s, "a tier is its tpot, so each must have its own")
@@ -179,6 +196,7 @@ RULES: list[Rule] = [
     _no_tier_has_a_reserved_name,
     _no_two_tiers_have_one_tpot,
     _served_names_are_unique,
+    _adapters_have_names_of_their_own,
     _minima_are_not_over_maxima,
     _the_default_tier_exists,
     _service_tiers_name_tiers,

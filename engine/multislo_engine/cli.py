@@ -13,10 +13,24 @@ MODEL_LEN_DEFAULT = 131_072
 """Tokens of prompt and output together where neither the flag nor the KV cache says less."""
 
 
+def _adapters(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise click.BadParameter(f"{text!r} must be NAME=PATH")
+        pairs.append((name, path))
+    return tuple(pairs)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--profile", "profile_name", required=True, metavar="NAME|PATH", help="Latency profile of the engine.")
 @click.option("--model", required=True, help="Name of the model.")
 @click.option("--served-name", multiple=True, help="Name that clients use for the model instead; may be repeated.")
+@click.option(
+    "--lora-modules", multiple=True, metavar="NAME=PATH", callback=_adapters,
+    help="A LoRA adapter: a model of its own; may be repeated.",
+)  # fmt: skip
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
 @click.option(
@@ -61,6 +75,7 @@ def emulate(
     profile_name: str,
     model: str,
     served_name: tuple[str, ...],
+    lora_modules: tuple[tuple[str, str], ...],
     host: str,
     port: int,
     scheduler: str,
@@ -105,6 +120,7 @@ def emulate(
         kv_tokens_max=kv_tokens_max,
         max_model_len=length,
         served_names=served_name,
+        adapters=lora_modules,
         batch_tokens=max_num_batched_tokens,
         seqs_max=max_num_seqs,
         scheduler=scheduler,

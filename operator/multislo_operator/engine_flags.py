@@ -14,6 +14,9 @@ LENGTH = "--max-model-len"
 POLICY = "--scheduling-policy"
 PARALLEL = "--tensor-parallel-size"
 SERVED = "--served-model-name"
+ADAPTERS = "--lora-modules"
+ADAPTER_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as --max-lora-rank, from its default on."""
 
 WARM_BATCH_TOKENS = 1024
 """Of an instance that is started for the warm pool: any tier may get it."""
@@ -67,7 +70,7 @@ def vllm_args(
     manifest: MultiSLOServing, profile: Profile, tier: str | None, listening: Mapping[str, str]
 ) -> tuple[str, ...]:
     """All that follows `vllm serve MODEL`. `listening`: host, port and how it stops, by flag."""
-    names = (SERVED, *manifest.spec.model.served_names)
+    names = (SERVED, *manifest.spec.model.served_names, *_adapter_args(manifest))
     flags = {**wanted_flags(manifest, profile, tier), **listening}
     return (*names, *_words(flags), *manifest.spec.engine.args)
 
@@ -93,7 +96,23 @@ def emulate_args(
         "--startup": repr(startup_s(manifest, profile)),
     }
     names = [part for name in spec.model.served_names for part in ("--served-name", name)]
-    return (*_words({**own, **wanted_flags(manifest, profile, tier), **listening}), *names, *spec.engine.args)
+    adapters = [part for adapter in spec.engine.adapters for part in (ADAPTERS, f"{adapter.name}={adapter.path}")]
+    return (
+        *_words({**own, **wanted_flags(manifest, profile, tier), **listening}),
+        *names,
+        *adapters,
+        *spec.engine.args,
+    )
+
+
+def _adapter_args(manifest: MultiSLOServing) -> tuple[str, ...]:
+    """A batch may hold all adapters at once: with vLLM's default of one, requests for another adapter would wait for it."""
+    adapters = manifest.spec.engine.adapters
+    if not adapters:
+        return ()
+    rank = next(rank for rank in ADAPTER_RANKS if rank >= max(adapter.rank for adapter in adapters))
+    modules = [f"{adapter.name}={adapter.path}" for adapter in adapters]
+    return ("--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(rank), ADAPTERS, *modules)
 
 
 def startup_s(manifest: MultiSLOServing, profile: Profile) -> float:
@@ -116,6 +135,9 @@ def fighting_flags(manifest: MultiSLOServing, profile: Profile, listening: Mappi
     if SERVED in given and spec.engine.type == "VLLM":
         names = " ".join(spec.model.served_names)
         lines.append(f"{SERVED}: the routers let {names} in, engines run with {given[SERVED]} (spec.engine.args)")
+    if ADAPTERS in given:
+        told = " ".join(adapter.name for adapter in spec.engine.adapters) or "none"
+        lines.append(f"{ADAPTERS}: the routers know {told} (spec.engine.adapters), engines run with spec.engine.args")
     for flag, runs in given.items():
         for wanted, at in _by_value({home: wanted_flags(manifest, profile, home.tier).get(flag) for home in homes}):
             if number(runs) != number(wanted):

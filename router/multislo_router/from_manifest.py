@@ -68,6 +68,7 @@ def shell_settings(manifest: MultiSLOServing, api_keys: tuple[bytes, ...] = ()) 
     model, cors = manifest.spec.model, manifest.spec.router.cors
     return ShellSettings(
         served_names=tuple(model.served_names),
+        adapters=tuple((adapter.name, adapter.path) for adapter in manifest.spec.engine.adapters),
         service_tiers=service_tiers(manifest.spec),
         api_keys=api_keys,
         body_max_bytes=manifest.spec.router.body_max_mib << 20,

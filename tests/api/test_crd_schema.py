@@ -200,6 +200,7 @@ def test_every_rule_of_the_loader_has_its_twin() -> None:
         "_no_tier_has_a_reserved_name": "spec.tiers[].name",
         "_no_two_tiers_have_one_tpot": "spec.tiers",
         "_served_names_are_unique": "spec.model.servedNames",  # A set.
+        "_adapters_have_names_of_their_own": "spec",
         "_minima_are_not_over_maxima": "spec.tiers[].instances",
         "_the_default_tier_exists": "spec",
         "_service_tiers_name_tiers": "spec",

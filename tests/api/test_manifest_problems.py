@@ -144,6 +144,11 @@ FIELDS: list[tuple[str, object, str]] = [
         'spec.router.cors.origins[0]: "https://app.example.com/" must be an origin such as https://app.example.com or '
         "http://localhost:3000, without a path, or * for any",
     ),
+    (
+        "spec.engine.adapters",
+        [{"name": "a=b", "path": "/a"}],
+        'spec.engine.adapters[0].name: "a=b" must be text of 1 to 253 characters without spaces, "," and "="',
+    ),
     ("spec.model.name", None, "spec.model.name: null (nothing) must be text of 1 to 253 characters without spaces"),
     ("metadata.labels", {"a": 1}, "metadata.labels.a: 1 must be text; write it in quotes"),
     ("apiVersion", "multislo.dev/v1", 'apiVersion: "multislo.dev/v1" must be "multislo.dev/v1alpha1"'),
@@ -215,6 +220,20 @@ RULES: list[tuple[dict[str, object], str]] = [
         {"spec.model.servedNames": ["a", "a"]},
         'spec.model.servedNames[1]: "a" must differ from spec.model.servedNames[0] ("a"): '
         "a served name must be given once",
+    ),
+    (
+        {"spec.engine.adapters": [{"name": "llama-3.1-8b", "path": "/a"}, {"name": "sql", "path": "/b"}]},
+        'spec.engine.adapters[0].name: "llama-3.1-8b" must differ from spec.model.servedNames[0] ("llama-3.1-8b"): '
+        "an adapter is a model of its own",
+    ),
+    (
+        {"spec.engine.adapters": [{"name": "meta-llama/Llama-3.1-8B-Instruct", "path": "/a"}]},
+        'spec.engine.adapters[0].name: "meta-llama/Llama-3.1-8B-Instruct" must differ from spec.model.name '
+        '("meta-llama/Llama-3.1-8B-Instruct"): an adapter is a model of its own',
+    ),
+    (
+        {"spec.engine.adapters": [{"name": "sql", "path": "/a"}, {"name": "sql", "path": "/b"}]},
+        'spec.engine.adapters[1].name: "sql" must differ from spec.engine.adapters[0].name ("sql"): an adapter\'s name must be unique',
     ),
     (
         {"spec.tiers.0.instances": {"min": 3, "max": 2}},

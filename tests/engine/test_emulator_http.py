@@ -394,3 +394,15 @@ async def test_it_answers_to_its_served_names_and_to_no_other() -> None:
         ("small", "llama", 8192),
     ]
     assert statuses == [200, 200, 404]
+
+
+async def test_an_adapter_is_a_model_of_its_own() -> None:
+    async with serving(served_names=("chat",), adapters=(("sql", "/adapters/sql"),)) as server:
+        async with server.session.get(server.url + "/v1/models") as response:
+            cards = (await response.json())["data"]
+        status, answer = await server.post("/v1/completions", model="sql", prompt="tok", max_tokens=1)
+    assert [(card["id"], card["root"], card["parent"]) for card in cards] == [
+        ("chat", "llama", None),
+        ("sql", "/adapters/sql", "chat"),
+    ]
+    assert (status, answer["model"]) == (200, "sql")

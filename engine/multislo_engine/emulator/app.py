@@ -108,12 +108,15 @@ class EmulatorApp:
                 "object": "model",
                 "created": self._started,
                 "owned_by": "vllm",
-                "root": self.config.model,
-                "parent": None,
+                "root": root,
+                "parent": parent,
                 "max_model_len": self.config.max_model_len,
                 "permission": [],
             }
-            for name in self.config.names
+            for name, root, parent in (
+                *((name, self.config.model, None) for name in self.config.names),
+                *((name, path, self.config.names[0]) for name, path in self.config.adapters),
+            )
         ]
         return web.json_response({"object": "list", "data": cards}, headers=_headers(request))
 
@@ -208,7 +211,7 @@ class EmulatorApp:
     def _known(self, name: str | None) -> str:
         if name is None:
             return self.config.names[0]
-        if name not in self.config.names:
+        if name not in self.config.names and name not in dict(self.config.adapters):
             raise Refusal(404, "NotFoundError", f"model: {name!r} is not served here", "model")
         return name
 

@@ -19,6 +19,8 @@ class EmulatorConfig:
     max_model_len: int
     served_names: tuple[str, ...] = ()
     """What clients may call the model; none: its own name."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """LoRA adapters, each with its path. They cost nothing here."""
     batch_tokens: int = 2048
     seqs_max: int = 1024
     scheduler: str = "fcfs"

@@ -130,6 +130,8 @@ class Admin:
             connections=self.gateway.counters.connections,
             connections_open=len(self.gateway.clients),
             passed_through=self.gateway.counters.passed_through,
+            model_requests=self.gateway.models.requests,
+            model_output_tokens=self.gateway.models.output_tokens,
             loop_lag=self.loop_lag,
         )
         text = b"".join([part async for part in exposition(scrape, self.process)])

@@ -38,6 +38,7 @@ class Exchange:
         "_close_after",
         "_events",
         "_gateway",
+        "_model",
         "_scan",
         "_served",
         "_unchunk",
@@ -64,10 +65,13 @@ class Exchange:
         request_id: bytes,
         id: int | None,
         scan: BodyScan | None,
+        model: str | None = None,
     ) -> None:
         self._gateway = gateway
         self._client = client
         self._scan = scan
+        self._model = model
+        """Whose tokens are counted."""
         self._served: ServedTier | None = None
         self._events: EventCount | None = None
         self._whole: WholeAnswer | None = None
@@ -240,6 +244,9 @@ class Exchange:
         if unseen > 0:
             # The engine packs several tokens into one event, and said in the end how many there were.
             self._gateway.tell(TokensReceived(now, id, unseen))
+        if self._model is not None:
+            produced = tokens if self._events is None else max(unseen, 0) + self._events.tokens
+            self._gateway.models.output_tokens[self._model] += produced
         self._gateway.tell(RequestEnded(now, id, outcome, tokens))
 
     # -- what goes wrong -----------------------------------------------------------------------------------------------

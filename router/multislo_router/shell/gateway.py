@@ -27,9 +27,10 @@ from multislo_router.shell.fleet import Fleet
 from multislo_router.shell.head_memory import HeadMemory
 from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.metrics import DECISION_EDGES
+from multislo_router.shell.models import Models
 from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
 from multislo_router.shell.request_head import RequestHead
-from multislo_router.shell.routes import Route, Routes, normalised, unknown
+from multislo_router.shell.routes import Route, Routes, unknown
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.slo import RequestSlo, slo_of
 
@@ -82,6 +83,7 @@ class Gateway:
         self.cors = Cors(settings.cors_origins)
         self._suspects: set[Exchange] = set()
         """What nothing seemed to continue at the last sweep."""
+        self.models = Models(settings, core_config.length_max, int(time.time()))
         self.heads = HeadMemory(settings.body_max_bytes)
         self.clients: set[ClientConnection] = set()
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
@@ -91,7 +93,6 @@ class Gateway:
         self._estimates = {True: LengthEstimate(), False: LengthEstimate()}
         """For chats and for plain prompts."""
         self._tokenizer = None if settings.tokenizer is None else TokenizerCount(settings.tokenizer)
-        self._started_at = int(time.time())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._emptied = asyncio.Event()
@@ -260,7 +261,8 @@ class Gateway:
                 case Route.RESPONSES | Route.MESSAGES | Route.PASSED:
                     self._pass_through(client, head, body, request_id)
                 case Route.MODELS:
-                    self._answer_models(client, head, request_id)
+                    document = json.dumps(self.models.answer(head.target.model)).encode()
+                    self._answer(client, head, request_id, 200, document)
                 case Route.HEALTH:
                     self._answer_health(client, head, request_id)
                 case Route.OPTIONS:
@@ -290,13 +292,10 @@ class Gateway:
 
     def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
         scan = scan_body(body)
-        names = self.settings.served_names
-        if scan.model is not None and names and scan.model not in names:
-            message = f"model: {scan.model!r} is not served here; served are: {', '.join(names)}"
-            raise Fault(Reason.UNKNOWN_MODEL, message, param="model")
         slo = slo_of(head, scan.service_tier, self._tiers, self.settings)
+        model = self.models.asked_for(scan.model)
         id = next(self._numbers)
-        exchange = Exchange(self, client, head, body, request_id, id, scan)
+        exchange = Exchange(self, client, head, body, request_id, id, scan, model)
         client.exchange = self.exchanges[id] = exchange
         chat = head.target.route is Route.CHAT
         if scan.prompt_tokens is not None:
@@ -362,31 +361,6 @@ class Gateway:
         client.exchange = exchange
         self.passing.add(exchange)
         exchange.send_to(instance, None)
-
-    def _answer_models(self, client: ClientConnection, head: RequestHead, request_id: bytes) -> None:
-        names = self.settings.served_names
-        models = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._started_at,
-                "owned_by": "multislo",
-                "root": names[0],
-                "parent": None,
-                "max_model_len": self.core_config.length_max,
-            }
-            for name in names
-        ]
-        document: object = {"object": "list", "data": models}
-        asked = head.target.model
-        if asked:
-            index = next((i for i, name in enumerate(names) if normalised(b"/" + name.encode())[1:] == asked), None)
-            if index is None:
-                shown = asked.decode("utf-8", "replace")
-                message = f"model: {shown!r} is not served here; served are: {', '.join(names)}"
-                raise Fault(Reason.UNKNOWN_MODEL, message, param="model")
-            document = models[index]
-        self._answer(client, head, request_id, 200, json.dumps(document).encode())
 
     def _answer_health(self, client: ClientConnection, head: RequestHead, request_id: bytes) -> None:
         """Of the router itself: without instances it still holds what comes, and wakes them."""

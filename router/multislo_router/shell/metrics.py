@@ -356,6 +356,22 @@ METRICS: tuple[Metric, ...] = (
         "lost (a request that nothing continued), loop. Each is a bug and in the log.",
         lambda s: [((seam,), s.internal_errors.get(seam, 0)) for seam in Seam],
     ),
+    Metric(
+        "multislo_model_requests_total",
+        "counter",
+        "requests",
+        ("model",),
+        "Scheduled requests by the model that they asked for: a served name or a LoRA adapter.",
+        lambda s: [((model,), count) for model, count in s.model_requests.items()],
+    ),
+    Metric(
+        "multislo_model_output_tokens_total",
+        "counter",
+        "tokens",
+        ("model",),
+        "Output tokens of completed requests by that model.",
+        lambda s: [((model,), count) for model, count in s.model_output_tokens.items()],
+    ),
     of_router(
         "multislo_passed_through_total",
         "counter",

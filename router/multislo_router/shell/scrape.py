@@ -26,6 +26,8 @@ class Scrape:
     connections: int
     connections_open: int
     passed_through: int
+    model_requests: Mapping[str, int]
+    model_output_tokens: Mapping[str, int]
     by_tier: dict[str, list[InstanceStatus]] = field(init=False)
     """Instances by the value of their `tier` label; an entry for each tier, and for the warm pool."""
 

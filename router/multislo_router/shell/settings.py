@@ -11,6 +11,8 @@ class ShellSettings:
 
     served_names: tuple[str, ...] = ()
     """Model names that clients may ask for, the first one being the model's own. Empty: any name is relayed."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """LoRA adapters, each with its path: models of their own for clients, the fleet's one model for all else."""
     service_tiers: Mapping[str, str] = field(default_factory=dict)
     """Which tier a `service_tier` means that is no tier's name, or means another one."""
     api_keys: tuple[bytes, ...] = ()

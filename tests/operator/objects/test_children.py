@@ -188,7 +188,14 @@ def test_selectors_never_change(cluster: Any) -> None:
 def test_the_routers_believe_what_a_router_with_the_whole_manifest_would(cluster: Any) -> None:
     cluster.spec["engine"] |= {"scheduler": "Priority", "args": ["--max-num-seqs=128", "--enforce-eager"]}
     cluster.spec["tiers"][0]["overload"] = "BestEffort"
-    cluster.spec.update(placement="Spread", router={"port": 8080})
+    cluster.spec["engine"]["adapters"] = [{"name": "sql", "path": "/adapters/sql"}]
+    cluster.spec["serviceTiers"] = {"flex": cluster.spec["tiers"][0]["name"]}
+    door = {
+        "bodyMaxMib": 100,
+        "cors": {"origins": ["https://app"]},
+        "paths": [{"path": "/version", "methods": ["GET"]}],
+    }
+    cluster.spec.update(placement="Spread", router={"port": 8080, **door})
     made = cluster.made()
     read = parse_manifest(made["ConfigMap", "llama-router"]["data"]["manifest.yaml"])
     profile = parse_document(made["ConfigMap", "llama-profile"]["data"]["profile.yaml"], "profile").profile()

@@ -48,7 +48,8 @@ class Story:
 
     gateway: Gateway = field(
         default_factory=lambda: Gateway(
-            CoreConfig(TIERS, "interactive", LATENCY, EngineLimits(kv_tokens_max=100_000)), ShellSettings()
+            CoreConfig(TIERS, "interactive", LATENCY, EngineLimits(kv_tokens_max=100_000)),
+            ShellSettings(served_names=("llama",)),
         )
     )
     now: float = field(default_factory=time.monotonic)

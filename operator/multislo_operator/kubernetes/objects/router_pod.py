@@ -42,7 +42,7 @@ def router_config(manifest: MultiSLOServing) -> str:
     default is left out too: a field that came with this version, and is not used, needs no router of this version."""
     whole = manifest.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     spec = whole["spec"]
-    engine: dict[str, Any] = _these(spec.get("engine", {}), "scheduler")
+    engine: dict[str, Any] = _these(spec.get("engine", {}), "scheduler", "adapters")
     seqs = engine_flags.flag_value(manifest.spec.engine.args, engine_flags.SEQS)
     if seqs is not None:
         engine["args"] = [engine_flags.SEQS, str(seqs)]
@@ -59,7 +59,7 @@ def router_config(manifest: MultiSLOServing) -> str:
                 "engine": engine,
                 "tiers": tiers,
                 "defaultTier": spec["defaultTier"],
-                **_these(spec, "placement"),
+                **_these(spec, "serviceTiers", "placement"),
                 "scaling": {"acceleratorsMax": 1},
                 "router": {key: value for key, value in spec.get("router", {}).items() if key not in PODS_ONLY},
             },
