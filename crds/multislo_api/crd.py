@@ -116,6 +116,12 @@ COLUMNS = [
     _column("Model", ".spec.model.name", "What the engines load.", priority=1),
     _column("Accelerators", ".status.accelerators.used", "Accelerators in use.", type="integer", priority=1),
     _column("Message", '.status.conditions[?(@.type=="Ready")].message', "Why, in words.", priority=1),
+    _column(
+        "Scaling",
+        '.status.conditions[?(@.type=="ScalingReady")].message',
+        "Whether the load gets its instances.",
+        priority=1,
+    ),
 ]
 
 

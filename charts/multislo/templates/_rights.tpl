@@ -46,4 +46,8 @@
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+# What the kubelet says of a pod that does not come up: a missing Secret of a volume is told nowhere else.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 {{- end }}

@@ -166,13 +166,15 @@ class Api:
         return {resource["name"] for resource in found.get("resources") or ()}
 
     async def list(
-        self, kind: Kind, namespace: str | None, labels: str = "", metadata_only: bool = False
+        self, kind: Kind, namespace: str | None, labels: str = "", metadata_only: bool = False, fields: str = ""
     ) -> tuple[list[Json], str]:
         """All of them, page by page, and the version of the list, from which a watch goes on. One that is too large to be read is left
         out, with a warning."""
         found: list[Json] = []
         limit = PAGE
         query = {"labelSelector": labels} if labels else {}
+        if fields:
+            query["fieldSelector"] = fields
         while True:
             path = f"{kind.path(namespace)}?{urlencode({**query, 'limit': limit})}"
             try:

@@ -22,6 +22,7 @@ from multislo_operator.decide.fleet import InstanceState
 from multislo_operator.decide.plan import Hold, HoldCause, Plan
 from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.answers import Answers
+from multislo_operator.kubernetes.causes import PLACE, Cause, Causes, named
 from multislo_operator.kubernetes.changes import Object
 from multislo_operator.kubernetes.objects.children import fighting_flags
 from multislo_operator.kubernetes.obstacles import Obstacles, in_words
@@ -32,8 +33,6 @@ from multislo_operator.kubernetes.workloads import OUTSIDE_KEPT_S, Workload
 
 Judgement = tuple[bool | None, str, str]
 """Whether a condition holds (None: unknown), its reason, its message."""
-NAMED_MAX = 5
-"""Pods named in a message; of more it says how many."""
 BLOCKING = (HoldCause.DATA_UNKNOWN, HoldCause.BUDGET_SHORT, HoldCause.TIER_AT_MAX, HoldCause.NOT_COMING_UP)
 """Holds that keep a tier from what its load asks for. The others are only patience."""
 
@@ -52,6 +51,18 @@ class Picture:
     rolled: Rollout
     at: datetime
     obstacles: Obstacles = field(default_factory=Obstacles)
+    troubles: Mapping[str, Cause] = field(default_factory=dict)
+    """What keeps pods of a Deployment from serving, by the Deployment's name (`troubles_of`)."""
+
+
+def troubles_of(
+    found: Causes, workloads: Mapping[str, Workload], doors: Sequence[RouterPod], resource: str
+) -> dict[str, Cause]:
+    """The causes by Deployment; those without one are left out."""
+    router = names.router_of(resource)
+    pods = {router: [door.name for door in doors]}
+    pods |= {workload.name: [pod.name for pod in workload.running] for workload in workloads.values()}
+    return {name: cause for name, of in pods.items() if (cause := found.why(of, name)) is not None}
 
 
 def status(picture: Picture) -> dict[str, Any]:
@@ -139,12 +150,16 @@ def _profile(picture: Picture) -> Judgement:
 
 def _router(picture: Picture) -> Judgement:
     ready = [door for door in picture.doors if door.ready and not door.terminating]
+    cause = picture.troubles.get(names.router_of(picture.resource["metadata"]["name"]))
     if not ready:
+        if cause is not None:
+            return False, cause.reason, f"no router pod is ready. {cause.message}"
         there = f"{len(picture.doors)} pods" if picture.doors else "no pod yet"
         return False, "RouterNotReady", f"no router pod is ready ({there})"
     if picture.answers.silent:
-        return False, "RouterSilent", f"{_named(picture.answers.silent)} does not answer the operator"
-    return True, "RouterServing", f"{_counted(len(ready), 'router pod')} ready"
+        return False, "RouterSilent", f"{named(picture.answers.silent)} does not answer the operator"
+    more = "" if cause is None else f". {cause.message}"
+    return True, "RouterServing", f"{_counted(len(ready), 'router pod')} ready{more}"
 
 
 def _workloads(picture: Picture) -> Judgement:
@@ -153,21 +168,16 @@ def _workloads(picture: Picture) -> Judgement:
         others = "; ".join(f"{what} belongs to {whose}" for what, whose in picture.obstacles.taken.items())
         return False, "NameTaken", f"not made, since its name is taken: {others}"
     if rolled.stuck is not None:
-        return False, "RolloutStuck", f"{rolled.stuck}; {rolled.left} instances of the earlier template serve on"
-    hopeless = [pod for pod in picture.engines if pod.alive and pod.hopeless]
-    if hopeless:
-        first = hopeless[0]
-        why = first.waiting or f"{first.restarts} restarts"
-        message = f"{_named([pod.name for pod in hopeless])}: {why} {first.waiting_message}".rstrip()
-        return False, "InstancesFailing", message
-    homeless = [pod for pod in picture.engines if pod.alive and pod.unschedulable]
-    if homeless:
-        names_ = _named([pod.name for pod in homeless])
-        return False, "Unschedulable", f"no node has room for {names_}: {homeless[0].unschedulable}"
-    if isinstance(picture.wanted, Wanted):
-        short = _short_of_minimum(picture, picture.wanted)
-        if short:
-            return False, "InstancesStarting", f"not ready yet: {short}"
+        found = [cause.message for tier in rolled.tiers if (cause := _trouble(picture, tier)) is not None]
+        words = "; ".join([rolled.stuck, *found[:1]])
+        return False, "RolloutStuck", f"{words}; {rolled.left} instances of the earlier template serve on"
+    short = _short_of_minimum(picture)
+    if short:
+        counts = ", ".join(f"{tier} {ready} of {least}" for tier, (ready, least) in short.items())
+        found = [cause for tier in short if (cause := _trouble(picture, tier)) is not None]
+        if found:
+            return False, found[0].reason, f"not ready: {counts}. {'; '.join(cause.message for cause in found)}"
+        return False, "InstancesStarting", f"not ready yet: {counts}"
     if rolled.tiers:
         tiers = ", ".join(_title(tier) for tier in rolled.tiers)
         return True, "RollingOut", f"{rolled.left} instances of an earlier template are left in {tiers}"
@@ -175,22 +185,45 @@ def _workloads(picture: Picture) -> Judgement:
     return True, "InstancesReady", f"{_counted(ready, 'instance')} ready"
 
 
-def _short_of_minimum(picture: Picture, wanted: Wanted) -> str:
-    short = []
-    for tier in wanted.manifest.spec.tiers:
+def _short_of_minimum(picture: Picture) -> dict[str, tuple[int, int]]:
+    """By tier: how many are ready, and how many have to be. Where nothing serves at all, a tier that cannot start what its load asks for
+    is short too, whatever its minimum."""
+    if not isinstance(picture.wanted, Wanted):
+        return {}
+    short = {}
+    serves = any(pod.alive and pod.state is InstanceState.READY for pod in picture.engines)
+    for tier in picture.wanted.manifest.spec.tiers:
         workload = picture.workloads.get(tier.name)
         ready = sum(pod.state is InstanceState.READY for pod in workload.running) if workload else 0
         least = tier.instances.min
-        if workload is not None and (wanted.external or workload.kept_outside(picture.at)):
-            least = workload.replicas
+        if workload is not None and (picture.wanted.external or workload.kept_outside(picture.at)):
+            least = min(least, workload.replicas)
+        if workload is not None and not serves and workload.replicas > 0 and _trouble(picture, tier.name) is not None:
+            least = max(least, 1)
         if ready < least:
-            short.append(f"{tier.name} {ready} of {least}")
-    return ", ".join(short)
+            short[tier.name] = (ready, least)
+    return short
+
+
+def _trouble(picture: Picture, tier: str) -> Cause | None:
+    workload = picture.workloads.get(tier)
+    return None if workload is None else picture.troubles.get(workload.name)
+
+
+def _beyond_minimum(picture: Picture) -> list[Cause]:
+    """What keeps instances from serving in tiers that have their minimum, and in the warm pool."""
+    short = _short_of_minimum(picture)
+    found = [_trouble(picture, tier) for tier in picture.workloads if tier not in short]
+    return [cause for cause in found if cause is not None]
 
 
 def _scaling(picture: Picture) -> Judgement:
     if not isinstance(picture.wanted, Wanted):
         return False, "ManifestUnusable", "nothing is scaled while the manifest or its profile cannot be used"
+    extra = _beyond_minimum(picture)
+    if extra:
+        short_of = "CapacityShort" if extra[0].reason in PLACE else "InstancesNotComingUp"
+        return False, short_of, "; ".join(f"{cause.reason}: {cause.message}" for cause in extra)
     if picture.wanted.external:
         return False, "External", f"the annotation {names.SCALING}: {EXTERNAL} leaves replicas to another actor"
     refused = [refusal for refusal in picture.obstacles.refused if not refusal.of_child]
@@ -240,10 +273,14 @@ def _rows(picture: Picture, before: Status | None) -> list[TierStatus]:
                 desired=plan.desired if plan else last.desired if last else counts["instances"],
                 load=_load(picture, tier.name),
                 attainment=None if attainment is None else round(attainment, 3),
-                reason=cut(plan.reason if plan else last.reason if last else ""),
+                reason=_why(plan.reason, _trouble(picture, tier.name)) if plan else last.reason if last else "",
             )
         )
     return rows
+
+
+def _why(planned: str, cause: Cause | None) -> str:
+    return cut("; ".join(part for part in (planned, "" if cause is None else cause.message) if part))
 
 
 def _counts(workload: Workload | None) -> dict[str, int]:
@@ -297,11 +334,6 @@ def _notes(picture: Picture) -> list[str]:
 def unknown_fields(wanted: Wanted) -> str:
     """The warning of what a newer CRD or profile has and this operator does not carry out."""
     return warning("the manifest", wanted.ignored)
-
-
-def _named(pods: Sequence[str]) -> str:
-    shown = ", ".join(pods[:NAMED_MAX])
-    return shown if len(pods) <= NAMED_MAX else f"{shown} and {len(pods) - NAMED_MAX} more"
 
 
 def _title(tier: str) -> str:

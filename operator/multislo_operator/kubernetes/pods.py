@@ -125,13 +125,13 @@ def router_pods(pods: Iterable[Object]) -> list[RouterPod]:
         RouterPod(
             name=pod["metadata"]["name"],
             ip=pod.get("status", {}).get("podIP"),
-            ready=_condition(pod, "Ready").get("status") == "True",
+            ready=condition_of(pod, "Ready").get("status") == "True",
             terminating="deletionTimestamp" in pod["metadata"],
             template_hash=_labels(pod).get(names.TEMPLATE_HASH, ""),
             admin_port=_admin_port(pod),
         )
         for pod in pods
-        if _labels(pod).get(names.COMPONENT) == names.ROUTER and not _over(pod)
+        if _labels(pod).get(names.COMPONENT) == names.ROUTER and not is_over(pod)
     ]
     return sorted(found, key=lambda pod: pod.name)
 
@@ -139,11 +139,13 @@ def router_pods(pods: Iterable[Object]) -> list[RouterPod]:
 def _engine(pod: Object) -> EnginePod:
     metadata, status = pod["metadata"], pod.get("status", {})
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
-    scheduled = _condition(pod, "PodScheduled")
-    ready = _condition(pod, "ContainersReady")
-    serving = _condition(pod, names.SERVING)
+    scheduled = condition_of(pod, "PodScheduled")
+    ready = condition_of(pod, "ContainersReady")
+    serving = condition_of(pod, names.SERVING)
     containers: list[Mapping[str, Any]] = status.get("containerStatuses") or []
-    waiting = [container.get("state", {}).get("waiting") or {} for container in containers]
+    # One of its init containers may be what does not come up.
+    all_containers = [*(status.get("initContainerStatuses") or ()), *containers]
+    waiting = [container.get("state", {}).get("waiting") or {} for container in all_containers]
     stuck = next((state for state in waiting if state.get("reason") in HOPELESS), None)
     created_at = unix(metadata["creationTimestamp"])
     unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
@@ -157,7 +159,7 @@ def _engine(pod: Object) -> EnginePod:
         gated=any(gate["name"] == names.START_GATE for gate in pod["spec"].get("schedulingGates") or ()),
         unschedulable=str(scheduled.get("message") or "no node takes it") if unschedulable else None,
         terminating="deletionTimestamp" in metadata,
-        over=_over(pod),
+        over=is_over(pod),
         containers_ready=ready.get("status") == "True",
         containers_ready_at=unix(ready["lastTransitionTime"]) if ready.get("lastTransitionTime") else created_at,
         serving=serving.get("status") == "True",
@@ -209,10 +211,12 @@ def _labels(pod: Object) -> Mapping[str, str]:
     return labels
 
 
-def _over(pod: Object) -> bool:
+def is_over(pod: Object) -> bool:
+    """Its containers have ended for good."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
-def _condition(pod: Object, type: str) -> Mapping[str, Any]:
+def condition_of(pod: Object, type: str) -> Mapping[str, Any]:
+    """Empty where there is none of the type."""
     conditions: list[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or []
     return next((condition for condition in conditions if condition.get("type") == type), {})

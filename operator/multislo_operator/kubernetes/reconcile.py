@@ -19,8 +19,9 @@ from multislo_operator.decide.scale import decide
 from multislo_operator.kubernetes import names, rollout
 from multislo_operator.kubernetes.actions import carry_out, let_go, remove_unwanted, serve
 from multislo_operator.kubernetes.answers import Answers, together
+from multislo_operator.kubernetes.causes import Cause, causes
 from multislo_operator.kubernetes.changes import Apply, Change, CreateSecret, Note
-from multislo_operator.kubernetes.conditions import Picture, status, unknown_fields
+from multislo_operator.kubernetes.conditions import Picture, status, troubles_of, unknown_fields
 from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
@@ -36,6 +37,8 @@ LOOK_S = 1.0
 """Between two looks where nothing has changed."""
 LOOK_PENDING_S = 0.25
 """While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
+TROUBLE_KEPT_S = 900.0
+"""A trouble that is back within this time is the same one. The kubelet tries a crashing container again after five minutes at most."""
 LOOK_BUSY_S, BUSY = 0.5, 0.5
 """While an instance is loaded more than this, or there is none: requests may wait soon."""
 
@@ -72,6 +75,8 @@ class ResourceMemory:
     wanted: Wanted | Unusable | None = None
     children: tuple[Change, ...] = ()
     obstacles: Obstacles = field(default_factory=Obstacles)
+    told: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """When a Deployment was last seen to have a trouble, by its name and the trouble's reason: each is one event, however long it lasts."""
     """What kept the last look's changes from being carried out."""
     token: str = ""
     """Derived from what the resource says; kept because deriving it costs more than the rest of a look."""
@@ -121,6 +126,9 @@ def reconcile(
         _put_back(draft, engines, memory.wanted.manifest)
     if memory.wanted is not before.wanted and isinstance(memory.wanted, Wanted) and memory.wanted.ignored:
         draft.notes.append(Note("UnknownFields", unknown_fields(memory.wanted), warning=True))
+    found_causes = causes(seen.pods, seen.deployments, seen.warnings, at)
+    troubles = troubles_of(found_causes, draft.workloads, doors, seen.resource["metadata"]["name"])
+    memory = replace(memory, told=_tell(draft, troubles, memory.told, now))
     picture = Picture(
         seen.resource,
         memory.wanted,
@@ -132,6 +140,7 @@ def reconcile(
         rolled,
         at,
         memory.obstacles,
+        troubles,
     )
     return Outcome(
         # Gates and counts first: they are what a fleet cannot wait for.
@@ -147,6 +156,18 @@ def reconcile(
         memory=memory,
         wake_in_s=_look_again_in_s(answers),
     )
+
+
+def _tell(
+    draft: Draft, troubles: Mapping[str, Cause], told: Mapping[tuple[str, str], float], now: float
+) -> dict[tuple[str, str], float]:
+    """An event for each trouble that is new, or has been away for a while: a crash loop comes and goes."""
+    kept = {what: at for what, at in told.items() if now - at < TROUBLE_KEPT_S}
+    for deployment, cause in troubles.items():
+        if (deployment, cause.reason) not in kept:
+            draft.note(cause.reason, f"{deployment}: {cause.message}", warning=True)
+        kept[deployment, cause.reason] = now
+    return kept
 
 
 def _look_again_in_s(answers: Answers) -> float:

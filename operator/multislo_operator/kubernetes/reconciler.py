@@ -21,6 +21,7 @@ from multislo_operator.kubernetes.client import Api, ApiError, NotFound, Refused
 from multislo_operator.kubernetes.events import Events
 from multislo_operator.kubernetes.fleet_metrics import Outcome as Ended
 from multislo_operator.kubernetes.metrics import OperatorMetrics
+from multislo_operator.kubernetes.mishaps import Mishaps
 from multislo_operator.kubernetes.names import Key
 from multislo_operator.kubernetes.reconcile import OperatorSettings, Outcome, ResourceMemory
 from multislo_operator.kubernetes.routers import Routers
@@ -76,6 +77,7 @@ class _Resource:
     shared: Shared
     routers: Routers
     applier: Applier
+    mishaps: Mishaps
     status: StatusWriter = field(default_factory=StatusWriter)
     memory: ResourceMemory = field(default_factory=ResourceMemory)
     trouble: str = ""
@@ -90,6 +92,7 @@ class _Resource:
         if seen is None or seen.resource["metadata"]["uid"] != self.uid:
             return 0.0
         began, at = shared.clock(), datetime.now(UTC)
+        seen = replace(seen, warnings=await self.mishaps.of(seen.pods, at))
         outcome = shared.reconcile(seen, self.routers.seen(), self.memory, shared.settings(), at, began)
         self.memory = outcome.memory
         self.look_s = outcome.wake_in_s
@@ -228,6 +231,7 @@ class Reconciler:
             shared,
             Routers(shared.session, shared.clock, wake.set),
             Applier(shared.api, shared.cache, key, shared.leading),
+            Mishaps(shared.api, shared.clock),
         )
 
     async def _crashed(self, object: Object, key: Key, failures: int) -> None:

@@ -16,6 +16,8 @@ class Seen:
     deployments: Mapping[str, Object] = field(default_factory=dict)
     replica_sets: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, Object] = field(default_factory=dict)
+    warnings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Reason and message of the kubelet's last warning of a pod, by its uid, where its status does not say what it waits for."""
     profile_text: str | None = None
     """The profile in the ConfigMap that the resource names; None: it names none, or there is none of that name."""
 

@@ -164,7 +164,9 @@ def _container(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
         "livenessProbe": probe("/healthz", "admin", period_s=10, failures=6, timeout_s=10),
         "lifecycle": pre_stop(stop),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
+        # A quota on limits.memory takes no pod without one; docs/production.md says what a router needs at most. No limit on CPU: waiting
+        # for the next period would make tokens late.
+        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
         "volumeMounts": mounts,
         "securityContext": {**CONTAINER_SECURITY, "readOnlyRootFilesystem": True},
     }
