@@ -1,4 +1,5 @@
-# One image for the operator, the router and the emulated engine. Non-root, works on a read-only root file system, needs no shell.
+# One image for the operator, the router and the emulated engine. Non-root, works on a read-only root file system, needs no shell, and runs as
+# any user: OpenShift gives a number that stands in no file, and group 0.
 #   docker build -t multislo .          podman/buildah: buildah bud -t multislo .
 # BASE is any image with Python 3.11 or later, its venv module, and a shell for the build alone. BUILD_BASE has the same Python at the same
 # path, its headers and gcc; nothing of it gets into the image but the libraries that it compiles.
@@ -8,8 +9,8 @@ ARG BUILD_BASE=python:3.11
 # What requirements.lock pins, and nothing else. This stage and its layer change with the lock file alone.
 FROM ${BASE} AS dependencies
 COPY requirements.lock /src/
-# A user with a name: a runtime that is told the number alone looks here for the group, and takes root's where it finds none.
-RUN echo 'multislo:x:65532:65532::/tmp:/usr/sbin/nologin' >>/etc/passwd && echo 'multislo:x:65532:' >>/etc/group
+# A name for the user that is ours. Its group is 0, as on OpenShift: a Secret's file that is mounted 0440 belongs to it.
+RUN echo 'multislo:x:65532:0::/tmp:/usr/sbin/nologin' >>/etc/passwd
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/multislo \
  && /opt/multislo/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r /src/requirements.lock \
@@ -48,7 +49,7 @@ LABEL org.opencontainers.image.title="multislo" \
       org.opencontainers.image.description="Serve one LLM to users with different latency needs on one GPU fleet: operator, router, emulated engine" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
-COPY --from=dependencies /etc/passwd /etc/group /etc/
+COPY --from=dependencies /etc/passwd /etc/
 COPY --from=dependencies /opt/multislo /opt/multislo
 COPY --from=code /app /app
 # HOME and matplotlib's cache would lie on the read-only root; nothing that a pod runs draws.
@@ -57,6 +58,6 @@ ENV PATH=/app/bin:/opt/multislo/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
 WORKDIR /
-USER 65532:65532
+USER 65532:0
 ENTRYPOINT ["multislo"]
 CMD ["--help"]

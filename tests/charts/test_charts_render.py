@@ -205,12 +205,23 @@ def test_the_pod_keeps_the_standard_restricted_and_can_write_only_to_tmp() -> No
     [container] = pod["containers"]
 
     assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["runAsUser"] == 65532
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & (pod["securityContext"].keys() | container["securityContext"])
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")] == ["/tmp"]
+
+
+def test_any_user_can_read_the_key_and_a_policy_that_wants_a_user_gets_one() -> None:
+    plain = pod_of(rendered())
+    (key,) = [volume["secret"] for volume in plain["volumes"] if volume["name"] == "key"]
+    own = pod_of(rendered({"podSecurityContext": {"runAsUser": 65532, "seccompProfile": None}, "podUsers": "fixed"}))
+
+    assert key["defaultMode"] == 0o444
+    assert not [word for word in plain["containers"][0]["args"] if "--pod-users" in word]
+    assert own["securityContext"] == {"runAsNonRoot": True, "runAsUser": 65532}
+    assert "--pod-users=fixed" in own["containers"][0]["args"]
 
 
 def test_secrets_may_be_created_and_nothing_else() -> None:

@@ -59,6 +59,14 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     show_default=True,
     help="Of routers and emulated engines.",
 )
+@click.option(
+    "--pod-users",
+    type=click.Choice(["auto", "fixed", "cluster"]),
+    default="auto",
+    show_default=True,
+    help="Who gives vLLM's pods their user and group: fixed (2000 and 0, since vLLM's image starts as root), cluster "
+    "(they name none), or auto (the cluster where it is OpenShift).",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def operator(
     key_file: Path | None,
@@ -72,6 +80,7 @@ def operator(
     monitoring_namespace: str | None,
     monitor_labels: tuple[str, ...],
     image_pull_policy: str,
+    pod_users: str,
     log_format: str,
 ) -> None:
     """Look after the MultiSLOServing resources of a Kubernetes cluster.
@@ -94,6 +103,7 @@ def operator(
         monitoring_namespace=monitoring_namespace,
         monitor_labels=tuple(_label(text) for text in monitor_labels),
         image_pull_policy=image_pull_policy,
+        pod_users=pod_users,
     )
     try:
         asyncio.run(run(settings))

@@ -168,15 +168,15 @@ def _workloads(picture: Picture) -> Judgement:
         others = "; ".join(f"{what} belongs to {whose}" for what, whose in picture.obstacles.taken.items())
         return False, "NameTaken", f"not made, since its name is taken: {others}"
     if rolled.stuck is not None:
-        found = [cause.message for tier in rolled.tiers if (cause := _trouble(picture, tier)) is not None]
-        words = "; ".join([rolled.stuck, *found[:1]])
+        causes = [cause for tier in rolled.tiers if (cause := _trouble(picture, tier)) is not None]
+        words = "; ".join([rolled.stuck, *(cause.message for cause in causes[:1])])
         return False, "RolloutStuck", f"{words}; {rolled.left} instances of the earlier template serve on"
     short = _short_of_minimum(picture)
     if short:
         counts = ", ".join(f"{tier} {ready} of {least}" for tier, (ready, least) in short.items())
-        found = [cause for tier in short if (cause := _trouble(picture, tier)) is not None]
-        if found:
-            return False, found[0].reason, f"not ready: {counts}. {'; '.join(cause.message for cause in found)}"
+        causes = [cause for tier in short if (cause := _trouble(picture, tier)) is not None]
+        if causes:
+            return False, causes[0].reason, f"not ready: {counts}. {'; '.join(cause.message for cause in causes)}"
         return False, "InstancesStarting", f"not ready yet: {counts}"
     if rolled.tiers:
         tiers = ", ".join(_title(tier) for tier in rolled.tiers)

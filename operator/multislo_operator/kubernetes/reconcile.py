@@ -62,6 +62,8 @@ class OperatorSettings:
     monitor_labels: tuple[tuple[str, str], ...] = ()
     """Of the PodMonitors, for a Prometheus that looks for them."""
     image_pull_policy: str = "IfNotPresent"
+    users_assigned: bool = False
+    """The cluster gives pods their user and group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ def _children(wanted: Wanted, settings: OperatorSettings, uid: str, token: str) 
         monitoring_namespace=settings.monitoring_namespace,
         monitor_labels=settings.monitor_labels,
         image_pull_policy=settings.image_pull_policy,
+        users_assigned=settings.users_assigned,
     )
     return (
         CreateSecret(fleet_secret(wanted.manifest, context, token)),

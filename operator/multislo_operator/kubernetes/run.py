@@ -36,6 +36,8 @@ MONITORS_AGAIN_S = 300.0
 ROUTER_CONNECTIONS = 512
 CONNECT_PATIENCE_S = 60.0
 """How long the API server may be away when the operator starts."""
+SECURITY_CONSTRAINTS = Kind("security.openshift.io/v1", "SecurityContextConstraint")
+"""OpenShift's; they give each namespace a range of users, and refuse all others."""
 
 
 class CannotStart(Exception):
@@ -57,6 +59,8 @@ class RunSettings:
     monitoring_namespace: str | None = None
     monitor_labels: tuple[tuple[str, str], ...] = ()
     image_pull_policy: str = "IfNotPresent"
+    pod_users: str = "auto"
+    """Who gives vLLM's pods their user: fixed (we), cluster, or auto (the cluster where it is OpenShift)."""
 
 
 class Operator:
@@ -94,6 +98,7 @@ class Operator:
             loop.add_signal_handler(number, self._stop.set)
         try:
             await self._check_kind()
+            await self._look_for_users()
             async with self._admin(), self._session() as session, asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(self._watches.run(), name="watches")
                 looking = tasks.create_task(self._look_for_monitors(), name="monitors")
@@ -180,6 +185,20 @@ class Operator:
                     raise CannotStart(f"the API server at {self._api.host} does not answer: {error}") from None
                 LOG.warning("the API server does not answer yet: %s", error)
                 await asyncio.sleep(2.0)
+
+    async def _look_for_users(self) -> None:
+        """Before anything is made: what is found later would roll every engine."""
+        assigned = self._settings.pod_users == "cluster"
+        if self._settings.pod_users == "auto":
+            try:
+                assigned = await self._has(SECURITY_CONSTRAINTS)
+            except Refused as error:
+                LOG.warning("whether this is OpenShift cannot be seen, and is taken for no (--pod-users): %s", error)
+            except ApiError as error:
+                raise CannotStart(f"the APIs of {self._api.host} cannot be listed: {error}") from None
+        if assigned:
+            LOG.info("the cluster gives pods their user and group")
+        self._operator_settings = replace(self._operator_settings, users_assigned=assigned)
 
     async def _look_for_monitors(self) -> None:
         """Whether this cluster has PodMonitors may change while the operator runs."""

@@ -123,6 +123,24 @@ def test_a_slow_start_is_waited_for(cluster: Any) -> None:
 
 
 @pytest.mark.parametrize("type_", ["VLLM", "Emulated"])
+def test_where_the_cluster_gives_users_no_pod_names_one(cluster: Any, type_: str) -> None:
+    cluster.spec["engine"]["type"] = type_
+    cluster.context["users_assigned"] = True
+    for deployment in ("llama-batch", "llama-router"):
+        pod = cluster.pod(deployment)
+        for security in (pod["securityContext"], *(container["securityContext"] for container in pod["containers"])):
+            assert not {"runAsUser", "runAsGroup", "fsGroup"} & security.keys()
+        assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_elsewhere_vllm_has_a_user_since_its_image_starts_as_root(cluster: Any) -> None:
+    cluster.spec["engine"]["type"] = "VLLM"
+    security = cluster.pod("llama-batch")["securityContext"]
+    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (2000, 0, 0)
+    assert "runAsUser" not in cluster.pod("llama-router")["securityContext"]
+
+
+@pytest.mark.parametrize("type_", ["VLLM", "Emulated"])
 def test_pods_are_restricted(cluster: Any, type_: str) -> None:
     cluster.spec["engine"]["type"] = type_
     for deployment in ("llama-batch", "llama-router"):

@@ -31,6 +31,8 @@ class Context:
     version: str
     """The operator's own. Not in pod templates: an upgrade of the operator alone restarts no engine."""
     image_pull_policy: str = "IfNotPresent"
+    users_assigned: bool = False
+    """The cluster gives pods their user and group (OpenShift), and refuses pods that name one."""
     monitor_labels: tuple[tuple[str, str], ...] = ()
     """Of the PodMonitors: a Prometheus looks at those with its own label."""
     monitoring_namespace: str | None = None

@@ -107,7 +107,7 @@ def engine_template(manifest: MultiSLOServing, profile: Profile, context: Contex
             # A Service called "vllm" would give VLLM_PORT to the engine, which takes it for its own.
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": stop.grace_s,
-            "securityContext": POD_SECURITY if emulated else _vllm_security(),
+            "securityContext": POD_SECURITY if emulated or context.users_assigned else _vllm_security(),
             "containers": [container],
             "volumes": _emulated_volumes(manifest) if emulated else _vllm_volumes(manifest),
         },
