@@ -26,6 +26,8 @@ from cluster.scene import Scene, existing_cluster, wait_for
 CANNOT_RUN = 2
 """The exit code where this machine cannot run the suite: it never passes by skipping."""
 CHARTS = Path(__file__).parents[2] / "charts"
+ANY_USER = {"runAsUser": 1000660000, "runAsGroup": 0, "fsGroup": 1000660000}
+"""As OpenShift's restricted-v2 gives it: a number that stands in no image, and group 0."""
 RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
 
 
@@ -77,6 +79,8 @@ async def installed(node_cluster: NodeCluster, api: Api, namespace: str, *, name
     await api.patch(f"/api/v1/namespaces/{namespace}", RESTRICTED)
     repository, _, tag = node_cluster.image.rpartition(":")
     values = {"image": {"repository": repository, "tag": tag}, "rbac": {"namespaced": namespaced}, "replicas": 1}
+    if not namespaced:
+        values["podSecurityContext"] = ANY_USER
     with (
         helm.Config(kubeconfig_path=node_cluster.kubeconfig, namespace="default") as kinds,
         helm.Config(kubeconfig_path=node_cluster.kubeconfig, namespace=namespace) as release,
