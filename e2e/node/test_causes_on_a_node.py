@@ -1,4 +1,4 @@
-"""Why a fleet does not come up, in a real kubelet's words; and a fleet whose pods run as a user that no image knows, as OpenShift has it."""
+"""Why a fleet does not start, in a real kubelet's words; and a fleet whose pods run as a user that no image knows, as on OpenShift."""
 
 import copy
 from typing import Any
