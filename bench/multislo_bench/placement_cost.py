@@ -108,7 +108,7 @@ class BusyFleet:
             instance = self._chosen
             if instance is None:
                 return placement(homes, request, now)
-            found = Room(instance, 0.0, 0.0, now, instance.iteration_s)
+            found = Room(instance, 0.0, 0.0, now, instance.pace.iteration_s)
             return Choice(found, kind_on(instance, request))
 
         return place
@@ -217,7 +217,7 @@ class BusyFleet:
                 engine.prefills.pop(0)
                 costs.tokens.append(self._timed(events.TokensReceived(at, head[0])))
                 engine.decodes[head[0]] = head[2]
-        kv_tokens = core.instances[name].kv_decode_tokens
+        kv_tokens = core.instances[name].bookings.kv_decode_tokens
         took_s = self._latency.iteration_s(used, 0, len(engine.decodes), kv_tokens)
         heapreplace(self._clocks, (at + took_s, name))
         return len(over)

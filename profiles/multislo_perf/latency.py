@@ -35,16 +35,7 @@ class LatencyModel:
 
         `chunk_context` is what the chunk's own prompt has in the cache already. For several chunks there is `batch_s`.
         """
-        n = decodes + chunk_tokens
-        linear = self.weights_s + self.weights_per_token_s * n
-        gemm = self.gemm_s + self.gemm_per_token_s * n
-        return (
-            self.fixed_s
-            + (linear if linear > gemm else gemm)
-            + self.per_decode_s * decodes
-            + self.per_kv_token_s * kv_tokens
-            + chunk_tokens * (self.per_chunk_token_s + self.per_attention_pair_s * (chunk_tokens + 2 * chunk_context))
-        )
+        return self.mixed_s(chunk_tokens, self.attention_s(chunk_tokens, chunk_context), decodes, kv_tokens)
 
     def batch_s(self, chunks: list[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
         """Seconds of an iteration with any number of prefill chunks, each `(tokens, context)`."""
@@ -53,8 +44,18 @@ class LatencyModel:
         for tokens, context in chunks:
             total += tokens
             attention += self.attention_s(tokens, context)
+        return self.mixed_s(total, attention, decodes, kv_tokens)
+
+    def mixed_s(self, prompt_tokens: int, attention_s: float, decodes: int, kv_tokens: float) -> float:
+        """Seconds of an iteration of `prompt_tokens` whose attention takes `attention_s`, beside `decodes` over `kv_tokens`: the law."""
+        linear = self.weights_s + self.weights_per_token_s * (decodes + prompt_tokens)
+        gemm = self.gemm_s + self.gemm_per_token_s * (decodes + prompt_tokens)
         return (
-            self.tokens_s(decodes + total) + self.per_decode_s * decodes + self.per_kv_token_s * kv_tokens + attention
+            self.fixed_s
+            + (linear if linear > gemm else gemm)
+            + self.per_decode_s * decodes
+            + self.per_kv_token_s * kv_tokens
+            + attention_s
         )
 
     def tokens_s(self, tokens: int) -> float:

@@ -12,6 +12,7 @@ from multislo_engine.planners import EngineView, Job, SloAware
 from multislo_engine.planners.chunks import admissible
 from multislo_engine.planners.view import Slots
 from multislo_perf.profile import Profile
+from multislo_router.core.capacity import load_with
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.placement import (
@@ -30,7 +31,6 @@ from multislo_router.core.placement import (
     spread,
 )
 from multislo_router.core.request import Request
-from multislo_router.core.room import load_with
 from multislo_sim.contenders import Contender, Setup, contender_named
 from multislo_sim.rivals import least
 
@@ -55,7 +55,7 @@ def _within_own_tier(place_by: PlaceBy) -> PlaceBy:
     def place(homes: Homes, request: Request, now: float) -> Choice | None:
         own = request.tier.index
         tiers = [ladder if index == own else Ladder() for index, ladder in enumerate(homes.tiers)]
-        return place_by(homes._replace(tiers=tiers), request, now)
+        return place_by(Homes(tiers, homes.warm, homes.scheduler), request, now)
 
     return place
 
@@ -70,7 +70,7 @@ def _into_any(homes: Homes, request: Request, now: float) -> Choice | None:
     for index, ladder in enumerate(homes.tiers):
         bonus, most = (HOME_BONUS, OWN_CANDIDATES) if index == request.tier.index else (0.0, OTHER_BY_DEMAND)
         for instance in ladder.emptiest(most):
-            ranked.append((load_with(instance, request, now) - bonus, len(ranked), instance))
+            ranked.append((load_with(instance, request) - bonus, len(ranked), instance))
     ranked.sort()
     return first_with_room([instance for *_, instance in ranked[:ROOMS_BY_DEMAND_MAX]], request, now, SHORT_SHARE)
 
@@ -80,7 +80,7 @@ def _offered_into_any(instance: Instance, request: Request, now: float) -> Choic
 
 
 def _load_alone(instance: Instance, request: Request, now: float) -> float:
-    return load_with(instance, request, now) - (HOME_BONUS if instance.tier is request.tier else 0.0)
+    return load_with(instance, request) - (HOME_BONUS if instance.tier is request.tier else 0.0)
 
 
 # -- the planner's parts -----------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from multislo_perf.sizing import batch_tokens
 from multislo_router.core.config import Placement
 from multislo_router.core.events import Scheduler
 from multislo_router.core.placement import OfferBy, PlaceBy, offered
-from multislo_sim.doors import Door, by_deadline, in_queue_order
+from multislo_sim.doors import by_deadline, in_queue_order
+from multislo_sim.lockstep import Door
 from multislo_sim.rivals import (
     at_random,
     headroom,

@@ -15,6 +15,7 @@ from multislo_perf.latency import LatencyModel
 from multislo_perf.profile import Profile
 from multislo_sim.contenders import Setup
 from multislo_sim.fleet import SimulatedFleet
+from multislo_sim.lockstep import LockstepBookings
 from multislo_sim.trial import BACKLOG_MAX_S, HOPELESS_S, IDLE_BATCH_TOKENS, Window, fleet_of, tier_name
 from multislo_sim.workloads.request import Request
 
@@ -144,8 +145,9 @@ def decode_backlog(fleet: SimulatedFleet, latency: LatencyModel) -> float:
     """Seconds of decode work for each instance of requests that have had no token there: held in the router or waiting in an engine."""
     work_s = 0.0
     for believed in fleet.core.requests.values():
-        seen = believed.tokens if believed.instance is None else believed.tokens + believed.instance.ahead
-        if believed.instance is None or seen <= believed.behind:
+        instance = fleet.core.places.get(believed.id)
+        bookings = instance.bookings if instance is not None else None
+        if not isinstance(bookings, LockstepBookings) or not bookings.tokens_of(believed):
             request = fleet.records[believed.id].request
             kv_tokens = request.prompt_tokens + 0.5 * request.output_tokens
             token_s = latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * kv_tokens

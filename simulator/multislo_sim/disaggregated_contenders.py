@@ -7,12 +7,13 @@ from math import ceil
 
 from multislo_engine.planners import SloAware
 from multislo_perf.profile import Profile
+from multislo_router.core.capacity import fits
 from multislo_router.core.config import Placement
 from multislo_router.core.events import Scheduler
 from multislo_router.core.instance import Instance
 from multislo_router.core.placement import Choice, Homes, OfferBy, PlaceBy, kind_on
 from multislo_router.core.request import Request
-from multislo_router.core.room import Room, fits
+from multislo_router.core.room import Room
 from multislo_sim.contenders import Knob, Setup, budgets
 from multislo_sim.disaggregated import PREFILL_TPOT_S, Stages
 from multislo_sim.rivals import (
@@ -79,7 +80,7 @@ def homes_up(instances: int) -> tuple[str, ...]:
 
 def steady_iteration(instance: Instance, request: Request, now: float) -> float:
     """Seconds of an iteration of all who are there: least predicted time, where nobody prefills."""
-    return instance.steady_s
+    return instance.pace.steady_s
 
 
 def pace_room(most: bool = False) -> Score:
@@ -104,12 +105,14 @@ def polyserve_decode(final_kv: float) -> tuple[PlaceBy, OfferBy]:
     def offer(instance: Instance, request: Request, now: float) -> Choice | None:
         if instance.tier is None or instance.tier.index > request.tier.index or not fits(instance, request):
             return None
-        decodes = len(instance.decodes)
-        kv_tokens = instance.kv_decode_tokens + final_kv * (instance.kv_reserved - instance.kv_decode_tokens)
+        decodes = len(instance.bookings.decodes)
+        kv_tokens = instance.bookings.kv_decode_tokens + final_kv * (
+            instance.bookings.kv_reserved - instance.bookings.kv_decode_tokens
+        )
         kv_tokens += request.prompt_tokens + final_kv * request.output_tokens_expected
-        if instance.latency.iteration_s(0, 0, decodes + 1, kv_tokens) > min(request.tpot_s, instance.tier.tpot_s):
+        if instance.pace.latency.iteration_s(0, 0, decodes + 1, kv_tokens) > min(request.tpot_s, instance.tier.tpot_s):
             return None
-        wait_s = max(0.0, instance.boundary_at + instance.iteration_s - now) if decodes else 0.0
+        wait_s = max(0.0, instance.pace.boundary_at + instance.pace.iteration_s - now) if decodes else 0.0
         near_s = _with(instance, request)
         until = request.due - now - wait_s - near_s
         if until < 0.0:
@@ -128,14 +131,14 @@ def polyserve_decode(final_kv: float) -> tuple[PlaceBy, OfferBy]:
 
 
 def _fullest_first(instance: Instance) -> tuple[float, str]:
-    return -instance.steady_s, instance.id
+    return -instance.pace.steady_s, instance.id
 
 
 def _with(instance: Instance, request: Request) -> float:
     """Seconds of an iteration with one decode more."""
-    latency = instance.latency
+    latency = instance.pace.latency
     decode_s = latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * request.prompt_tokens
-    return instance.steady_s + instance.calibration * decode_s
+    return instance.pace.steady_s + instance.pace.calibration * decode_s
 
 
 # -- the contenders ----------------------------------------------------------------------------------------------------

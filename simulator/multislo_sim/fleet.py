@@ -4,7 +4,7 @@ lengths and the true latency are the engines' alone."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
 from random import Random
@@ -18,10 +18,10 @@ from multislo_perf.latency import LatencyModel
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig
-from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import OfferBy, PlaceBy, offered
 from multislo_router.core.request import Stage
 from multislo_sim.lives import Life, instance_seconds
+from multislo_sim.lockstep import Door, IterationSeen, LockstepCore
 from multislo_sim.scaling import Scaler
 from multislo_sim.scaling.observed import fleet_observed
 from multislo_sim.workloads.request import Request
@@ -47,12 +47,14 @@ class Scenario:
     schedulers: Mapping[int, e.Scheduler] = field(default_factory=dict)
     """Of instances whose engines schedule otherwise than the core's configuration says, by number."""
     report_delay_s: float = 0.0
-    """What an engine yields reaches the router so much later than its client."""
+    """What an engine yields reaches the router, and its client through it, so much later."""
     scaler: Scaler | None = None
     startup_s: tuple[float, float] = (60.0, 150.0)
     """An instance that the scaler starts serves after a time between these."""
     seed: int = 1
     """Of the start-up times."""
+    door: Door | None = None
+    """What may refuse a request where `place_by` would put it; None: nothing does."""
     check_every_event: bool = False
 
 
@@ -79,7 +81,7 @@ class Record:
 @dataclass(slots=True)
 class Outcome:
     records: list[Record]
-    core: RouterCore
+    core: LockstepCore
     ended_at: float
     events: int = 0
     iterations: int = 0
@@ -98,9 +100,8 @@ class SimulatedFleet:
 
     def __init__(self, scenario: Scenario, requests: Sequence[Request]) -> None:
         self.scenario = scenario
-        # Its clients hear of tokens as they are made, however late the router does.
-        config = replace(scenario.core, clients_hear_first=True)
-        self.core = RouterCore(config, scenario.place_by, scenario.offer_by)
+        config = scenario.core
+        self.core = LockstepCore(config, scenario.place_by, scenario.offer_by, scenario.door)
         self._batch_tokens = {tier.name: tier.batch_tokens for tier in config.tiers}
         self._dice = Random(scenario.seed)
         self.lives: list[Life] = []
@@ -221,7 +222,8 @@ class SimulatedFleet:
                         request.prompt_tokens,
                         request.output_tokens,
                         decision.priority or 0,
-                        decision.ttft_due,
+                        # What it yields by then is with its client in time.
+                        decision.ttft_due - self.scenario.report_delay_s,
                         decision.tpot_s,
                         prefilled=request.prefilled,
                     ),
@@ -250,19 +252,19 @@ class SimulatedFleet:
         if due is None or due > self.now:
             return  # an entry that a later submission has made stale
         now = self.now
+        delay_s = self.scenario.report_delay_s
         seen = engine.end_iteration()
         for id, token, _, _ in seen.prefilled:
             if token == 0:
                 record = self.records[id]
-                record.first_token_s = now - record.request.at_s
+                record.first_token_s = now + delay_s - record.request.at_s
         for id, tokens, late in seen.ended:
             record = self.records[id]
             record.tokens = tokens
             record.missed = late
-            record.finished_at = now
+            record.finished_at = now + delay_s
             if late:
                 self.ended_late.append(id)
-        delay_s = self.scenario.report_delay_s
         if delay_s > 0.0:
             self._reports.append((index, seen))
             self._push(now + delay_s, _REPORT)
@@ -275,7 +277,7 @@ class SimulatedFleet:
         core = self.core
         now = self.now
         if seen.decoded:
-            core.handle(e.IterationSeen(now, self.lives[index].name, seen.left_out))
+            core.iteration_seen(IterationSeen(now, self.lives[index].name, seen.left_out))
         for id, _, _, _ in seen.prefilled:
             made = core.handle(e.TokensReceived(now, id, 1))
             if made:
@@ -362,9 +364,7 @@ class SimulatedFleet:
     def _kill(self, index: int) -> None:
         """What still runs on a stopped instance fails."""
         engine = self.engines[index]
-        for id in [
-            r.id for r in self.core.requests.values() if r.instance is not None and r.instance.id == f"i{index}"
-        ]:
+        for id in [id for id, instance in self.core.places.items() if instance.id == f"i{index}"]:
             engine.abort(self.now, id)
             self._carry_out(self.core.handle(e.RequestEnded(self.now, id, e.Outcome.ENGINE_FAILED)))
 

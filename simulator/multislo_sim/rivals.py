@@ -9,11 +9,11 @@ from itertools import chain
 from math import inf
 from random import Random
 
+from multislo_router.core.capacity import fits
 from multislo_router.core.instance import Instance
-from multislo_router.core.load import head_progress
 from multislo_router.core.placement import Choice, Homes, OfferBy, PlaceBy, kind_on
 from multislo_router.core.request import Request
-from multislo_router.core.room import Room, fits
+from multislo_router.core.room import Room
 
 Score = Callable[[Instance, Request, float], float]
 
@@ -89,22 +89,22 @@ def within_own_tier(score: Score) -> PlaceBy:
 
 
 def requests_in_flight(instance: Instance, request: Request, now: float) -> float:
-    return float(instance.requests)
+    return float(instance.bookings.requests)
 
 
 def predicted_time(instance: Instance, request: Request, now: float) -> float:
     """Seconds of the queued prefills and of a decode iteration (PolyServe's "Minimal")."""
-    return _backlog_s(instance, now) + instance.iteration_s
+    return _backlog_s(instance, now) + instance.pace.iteration_s
 
 
 def lmetric(instance: Instance, request: Request, now: float) -> float:
     """LMetric (OSDI'26): prefill tokens, queued and its own, times the batch size with it."""
-    undone = 1.0 - head_progress(instance, now)
+    undone = 1.0 - _head_progress(instance, now)
     tokens = float(request.prompt_tokens)
-    for queued in instance.prefills.values():
+    for queued in instance.queue.row:
         tokens += undone * queued.prompt_tokens
         undone = 1.0
-    return tokens * (instance.requests + 1)
+    return tokens * (instance.bookings.requests + 1)
 
 
 def headroom(ttft_weight: float = 0.8, most: bool = False) -> Score:
@@ -126,20 +126,20 @@ def headroom(ttft_weight: float = 0.8, most: bool = False) -> Score:
 
 def predicted_ttft_tpot(instance: Instance, request: Request, now: float) -> tuple[float, float]:
     """Seconds to the first token behind the queue at the engine's token budget, and of an iteration with the request in it."""
-    latency = instance.latency
-    decodes = len(instance.decodes)
+    latency = instance.pace.latency
+    decodes = len(instance.bookings.decodes)
     chunk = max(16, instance.batch_tokens - decodes)
-    decoding_s = latency.per_decode_s * decodes + latency.per_kv_token_s * instance.kv_decode_tokens
+    decoding_s = latency.per_decode_s * decodes + latency.per_kv_token_s * instance.bookings.kv_decode_tokens
     full_s = latency.tokens_s(chunk + decodes) + decoding_s
-    undone = 1.0 - head_progress(instance, now)
+    undone = 1.0 - _head_progress(instance, now)
     tokens, attention_s = float(request.prompt_tokens), request.attention_s
-    for queued in instance.prefills.values():
+    for queued in instance.queue.row:
         tokens += undone * queued.prompt_tokens
         attention_s += undone * queued.attention_s
         undone = 1.0
-    ttft_s = instance.calibration * (max(1.0, tokens / chunk) * full_s + attention_s)
-    return ttft_s, instance.calibration * latency.iteration_s(
-        0, 0, decodes + 1, instance.kv_decode_tokens + request.prompt_tokens
+    ttft_s = instance.pace.calibration * (max(1.0, tokens / chunk) * full_s + attention_s)
+    return ttft_s, instance.pace.calibration * latency.iteration_s(
+        0, 0, decodes + 1, instance.bookings.kv_decode_tokens + request.prompt_tokens
     )
 
 
@@ -177,21 +177,21 @@ def _attainable(instance: Instance, request: Request, now: float, final_attentio
     """The paper's three conditions; `dynamic` engines cut chunks to the host tier's TPOT, the others to their token budget."""
     if not fits(instance, request):
         return None
-    latency = instance.latency
+    latency = instance.pace.latency
     tpot_s = min(request.tpot_s, instance.tier.tpot_s if instance.tier is not None else inf)
-    decodes = len(instance.decodes)
-    kv_tokens = instance.kv_decode_tokens
-    requests = instance.requests + 1
+    decodes = len(instance.bookings.decodes)
+    kv_tokens = instance.bookings.kv_decode_tokens
+    requests = instance.bookings.requests + 1
     steady_s = latency.iteration_s(
-        0, 0, requests, instance.kv_reserved + request.prompt_tokens + request.output_tokens_expected
+        0, 0, requests, instance.bookings.kv_reserved + request.prompt_tokens + request.output_tokens_expected
     )
     if steady_s > tpot_s:
         return None
     budget = max(1, instance.batch_tokens - decodes)
-    ahead_s = max(0.0, instance.boundary_at + instance.iteration_s - now) if decodes else 0.0
-    undone = 1.0 - head_progress(instance, now)
+    ahead_s = max(0.0, instance.pace.boundary_at + instance.pace.iteration_s - now) if decodes else 0.0
+    undone = 1.0 - _head_progress(instance, now)
     iteration_near_s = steady_s
-    for queued in (*instance.prefills.values(), request):
+    for queued in (*instance.queue.row, request):
         chunk = budget
         if dynamic and requests > 1:
             context = int(final_attention * queued.prompt_tokens)
@@ -202,7 +202,7 @@ def _attainable(instance: Instance, request: Request, now: float, final_attentio
         iteration_near_s = latency.iteration_s(chunk, queued.prompt_tokens // 2, decodes, kv_tokens)
         ahead_s += undone * iteration_near_s * max(1.0, queued.prompt_tokens / chunk)
         undone = 1.0
-    ttft_s = instance.calibration * ahead_s
+    ttft_s = instance.pace.calibration * ahead_s
     until = request.due - now - ttft_s
     if until < 0.0 or until + request.tpot_s < iteration_near_s:
         return None
@@ -212,10 +212,14 @@ def _attainable(instance: Instance, request: Request, now: float, final_attentio
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def _head_progress(instance: Instance, now: float) -> float:
+    return instance.queue.head_progress(instance.bookings, instance.pace, now)
+
+
 def _backlog_s(instance: Instance, now: float) -> float:
     backlog = 0.0
-    undone = 1.0 - head_progress(instance, now)
-    for queued in instance.prefills.values():
+    undone = 1.0 - _head_progress(instance, now)
+    for queued in instance.queue.row:
         backlog += undone * queued.prefill_work_s
         undone = 1.0
     return backlog
@@ -227,7 +231,7 @@ def _candidates(homes: Homes, request: Request) -> list[Instance]:
 
 
 def _steady(instance: Instance) -> tuple[float, str]:
-    return instance.steady_s, instance.id
+    return instance.pace.steady_s, instance.id
 
 
 def _name(instance: Instance) -> tuple[int, str]:
@@ -235,7 +239,7 @@ def _name(instance: Instance) -> tuple[int, str]:
 
 
 def _choice(instance: Instance, request: Request, now: float) -> Choice:
-    return Choice(Room(instance, 0.0, 0.0, now, instance.iteration_s), kind_on(instance, request))
+    return Choice(Room(instance, 0.0, 0.0, now, instance.pace.iteration_s), kind_on(instance, request))
 
 
 RIVALS: dict[str, Callable[[], PlaceBy]] = {

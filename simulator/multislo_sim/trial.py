@@ -3,14 +3,13 @@
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from multislo_perf.profile import Profile
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, TierConfig
 from multislo_router.core.events import Scheduler
 from multislo_sim.contenders import Setup
-from multislo_sim.doors import RefusingCore
 from multislo_sim.fleet import Record, Scenario, SimulatedFleet
 from multislo_sim.workloads.arrivals import stamps, steady
 from multislo_sim.workloads.request import Request
@@ -109,10 +108,9 @@ def fleet_of(
     setup: Setup, profile: Profile, homes: Sequence[str | None], requests: Sequence[Request], rejecting: bool = False
 ) -> SimulatedFleet:
     scenario = scenario_of(setup, profile, homes, rejecting)
-    fleet = SimulatedFleet(scenario, requests)
-    if rejecting and setup.place_by is not None and setup.door is not None:
-        fleet.core = RefusingCore(scenario.core, setup.place_by, setup.offer_by, setup.door)
-    return fleet
+    if rejecting and setup.place_by is not None:
+        scenario = replace(scenario, door=setup.door)
+    return SimulatedFleet(scenario, requests)
 
 
 def play(fleet: SimulatedFleet, window: Window, floor: float = 0.0) -> Played:

@@ -49,8 +49,8 @@ def assert_all_over(outcome: Outcome) -> None:
     core = outcome.core
     assert core.requests == {}
     assert core.pending.count == 0
-    for instance in core.instances.values():
-        assert (instance.requests, instance.kv_reserved, instance.kv_decode_tokens) == (0, 0, 0)
+    for bookings in [instance.bookings for instance in core.instances.values()]:
+        assert (bookings.requests, bookings.kv_reserved, bookings.kv_decode_tokens) == (0, 0, 0)
     for record in outcome.records:
         assert record.refused is not None or record.tokens == record.request.output_tokens
 

@@ -24,12 +24,12 @@ def played(rate: float, slow: float = 1.0) -> Played:
 
 def test_engines_as_fast_as_their_profile_are_taken_for_no_slower_even_when_they_are_full() -> None:
     instances = played(112.0).fleet.core.instances.values()
-    assert [instance.calibration for instance in instances] == [pytest.approx(1.0, abs=0.02)] * 4
+    assert [instance.pace.calibration for instance in instances] == [pytest.approx(1.0, abs=0.02)] * 4
 
 
 def test_with_an_instance_twice_as_slow_hardly_anybody_is_late_at_a_load_that_the_fleet_can_bear() -> None:
     outcome = played(80.0, slow=2.0)
-    calibrations = {id: instance.calibration for id, instance in outcome.fleet.core.instances.items()}
+    calibrations = {id: instance.pace.calibration for id, instance in outcome.fleet.core.instances.items()}
     assert calibrations.pop("i2") == pytest.approx(2.0, rel=0.05)
     assert list(calibrations.values()) == [pytest.approx(1.0, abs=0.02)] * 3
     assert outcome.share > 0.99

@@ -55,7 +55,5 @@ class CoreConfig:
     placement: Placement = Placement.PACK
     length_max: int | None = None
     """Prompt and output tokens of one request; None: the KV cache is the only limit."""
-    clients_hear_first: bool = False
-    """Clients get tokens by another way than through this router, so that what it sees late was not late for them."""
     pending_max: int = 10_000
     """Requests held in the router. Beyond it a new one is refused: 10,000 prompts of a few KB are tens of MB."""

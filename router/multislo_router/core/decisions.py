@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Kind(StrEnum):
@@ -18,8 +19,12 @@ class Kind(StrEnum):
     BEST_EFFORT = "best_effort"
 
 
-OWN_TIER, PROMOTED, DEMOTED, WARM_POOL = Kind.OWN_TIER, Kind.PROMOTED, Kind.DEMOTED, Kind.WARM_POOL
-"""As `events.FCFS`."""
+OWN_TIER: Final = Kind.OWN_TIER
+PROMOTED: Final = Kind.PROMOTED
+DEMOTED: Final = Kind.DEMOTED
+WARM_POOL: Final = Kind.WARM_POOL
+LATE: Final = Kind.LATE
+BEST_EFFORT: Final = Kind.BEST_EFFORT
 
 
 class Cause(StrEnum):

@@ -1,35 +1,44 @@
-"""The instances that the router may place on, by name and on their ladders, as the fleet's own events leave them. Kept by `machine`; the
+"""The instances that the router may place on, by name and on their ladders, as the fleet's own events leave them. Kept by `machine`;
 placements see the ladders alone."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Final
 
+from multislo_router.core.bookings import Bookings
 from multislo_router.core.config import CoreConfig
 from multislo_router.core.events import InstanceSpec
-from multislo_router.core.instance import Instance
+from multislo_router.core.instance import BookingsOf, Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.placement import Homes
 from multislo_router.core.tier import Tier
+
+STALE_S: Final = 0.1
+"""A belief older than this is brought up to date at the next arrival (no token has come to do it)."""
+FRESHEN_MAX: Final = 16
+"""So many at once: the bound on an arrival's cost."""
 
 
 class Fleet:
     """What was told of the engine servers, and each one's place by its load."""
 
-    def __init__(self, tiers: Sequence[Tier], config: CoreConfig) -> None:
+    def __init__(self, tiers: Sequence[Tier], config: CoreConfig, bookings_of: BookingsOf = Bookings) -> None:
         """`tiers` from the tightest to the loosest."""
         self.instances: dict[str, Instance] = {}
         self.homes = Homes([Ladder() for _ in tiers], Ladder(), config.engine.scheduler)
         self.generation = 0
         """How often the fleet was told."""
-        self.batch_tokens_largest = max(tier.batch_tokens for tier in config.tiers)
-        self.touched: list[Instance] = []
-        """Instances whose load changed while they were asked for room: to be put in their place at the end of the event."""
+        self.batch_tokens_largest = max([tier.batch_tokens for tier in config.tiers])
+        self._by_age: OrderedDict[Instance, None] = OrderedDict()
+        """Placeable instances with requests, the one that was refreshed longest ago first; others may be among them."""
         self._config = config
+        self._bookings_of = bookings_of
         self._tiers = {tier.name: tier for tier in tiers}
         self._tpots = [tier.tpot_s for tier in tiers]
 
     @property
     def placeable(self) -> int:
-        return sum(1 for instance in self.instances.values() if instance.placeable)
+        return sum([instance.placeable for instance in self.instances.values()])
 
     def change(self, specs: Sequence[InstanceSpec], now: float) -> None:
         """Take the fleet as told. An instance that is gone or restarted is forgotten; what runs there ends by events of its own."""
@@ -46,13 +55,12 @@ class Fleet:
                 self._unlist(instance)
             if instance is None or instance.spec.epoch != spec.epoch:
                 config = self._config
-                instance = Instance(spec, tier, self._tpots, config.latency, config.engine, now, self.touched)
+                instance = Instance(spec, tier, self._tpots, config.latency, config.engine, now, self._bookings_of)
                 self.instances[spec.id] = instance
             instance.spec = spec
             instance.tier = tier
             self._list(instance)
-            if instance.batch_tokens > self.batch_tokens_largest:
-                self.batch_tokens_largest = instance.batch_tokens
+            self.batch_tokens_largest = max(self.batch_tokens_largest, instance.batch_tokens)
 
     def fail(self, id: str) -> None:
         """Nothing is placed there until it is revived."""
@@ -70,31 +78,42 @@ class Fleet:
         self._list(instance)
         return instance
 
-    def reindex(self, instance: Instance) -> None:
-        """Put an instance where its load says that it belongs now."""
+    def refreshed(self, instance: Instance) -> None:
+        """An instance is up to date: put it where its load says that it belongs now."""
         if instance.bucket >= 0:
             self._ladder(instance).move(instance)
+            self._by_age[instance] = None
+            self._by_age.move_to_end(instance)
 
-    def reindex_touched(self) -> None:
-        for instance in self.touched:
-            self.reindex(instance)
-        self.touched.clear()
+    def freshen(self, now: float) -> None:
+        """Bring up to date, oldest first, instances from which no token has come for a while. O(1): at most `FRESHEN_MAX`."""
+        by_age = self._by_age
+        for _ in range(FRESHEN_MAX):
+            instance = next(iter(by_age), None)
+            if instance is None or now - instance.refreshed_at <= STALE_S:
+                return
+            if instance.bookings.requests:
+                instance.refresh(now)
+                self.refreshed(instance)
+            else:
+                del by_age[instance]  # idle: nothing of it changes with time
 
     def list_anew(self, known: Iterable[Instance]) -> None:
         """Put every instance where it belongs, whatever the ladders say; `known` are all that may be on one."""
         for ladder in (*self.homes.tiers, self.homes.warm):
             ladder.clear()
+        self._by_age.clear()
         for instance in known:
             instance.bucket = -1
-        self.touched.clear()
         for instance in self.instances.values():
             self._list(instance)
+            self.refreshed(instance)
 
     def refresh(self, now: float) -> None:
         """Bring every instance up to date. O(fleet)."""
         for instance in self.instances.values():
             instance.refresh(now)
-            self.reindex(instance)
+            self.refreshed(instance)
 
     def _ladder(self, instance: Instance) -> Ladder:
         return self.homes.warm if instance.tier is None else self.homes.tiers[instance.tier.index]
@@ -106,3 +125,4 @@ class Fleet:
     def _unlist(self, instance: Instance) -> None:
         if instance.bucket >= 0:
             self._ladder(instance).remove(instance)
+            self._by_age.pop(instance, None)

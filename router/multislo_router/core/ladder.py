@@ -2,11 +2,12 @@
 emptiest. Used by the placements, which look at a handful of candidates and never at the whole fleet."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from multislo_router.core.instance import Instance
 
-BUCKETS = 64
-BUCKETS_PER_LOAD = 50.0
+BUCKETS: Final = 64
+BUCKETS_PER_LOAD: Final = 50.0
 """A bucket is 2 % of load wide; the last one holds everything beyond 1.26."""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
+from multislo_router.core.config import Overload
 from multislo_router.core.request import HELD, Request
 
 _Entry = tuple[int, float, int, int, Request]
@@ -32,9 +33,15 @@ class Pending:
         heappush(self._last_calls, (IN_TIME, last_call_at, request.id, request.attempts, request))
         self.count += 1
 
-    def give_up(self, request: Request, rank: int) -> None:
-        """Its deadline is lost: queue it behind all that are in time, by rank, then deadline."""
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._in_time, self._lost, self._last_calls = [], [], []
+        self.count = 0
+
+    def give_up(self, request: Request) -> None:
+        """Its deadline is lost: queue it behind all that are in time, best effort behind the others, by deadline."""
         request.lost = True
+        rank = 1 if request.tier.config.overload is Overload.BEST_EFFORT else 0
         heappush(self._lost, (rank, request.due, request.id, request.attempts, request))
 
     def leave(self) -> None:

@@ -2,52 +2,59 @@
 differ in which instances they ask first. Called by `machine` for a new request and for a held one."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final
 
+from multislo_router.core.capacity import load_with, overloaded
 from multislo_router.core.config import Placement
-from multislo_router.core.decisions import DEMOTED, OWN_TIER, PROMOTED, WARM_POOL, Kind
-from multislo_router.core.events import SLO_AWARE, Scheduler
+from multislo_router.core.decisions import DEMOTED, LATE, OWN_TIER, PROMOTED, WARM_POOL, Kind
+from multislo_router.core.events import FCFS, SLO_AWARE, Scheduler
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.request import Request
-from multislo_router.core.room import Room, load_with, overloaded, room, room_for_late
+from multislo_router.core.room import Room, room, room_for_late
 
-OWN_CANDIDATES = 4
-OTHER_CANDIDATES = 2
+OWN_CANDIDATES: Final = 4
+OTHER_CANDIDATES: Final = 2
 """Instances asked for room, in the own tier and in each other one: the bound on a decision's cost."""
-ROOMS_MAX = 4
+ROOMS_MAX: Final = 4
 """Of these, the least loaded that are asked for room."""
-SHORT_SHARE = 0.1
+SHORT_SHARE: Final = 0.1
 """Of a TTFT, what an SLO-aware engine may lack in room and still get the request at once, where its tier does not refuse who is late."""
-ROOMS_BY_DEMAND_MAX = 12
-OTHER_BY_DEMAND = 4
-"""The same of engines that plan by deadlines: what an instance has room for depends on the deadlines there more than on its load, and who
-needs little time is placed by the first room asked for anyway."""
-TIGHT_SHARE = 0.8
+ROOMS_BY_DEMAND_MAX: Final = 12
+OTHER_BY_DEMAND: Final = 4
+"""As `ROOMS_MAX` and `OTHER_CANDIDATES`, of engines that plan by deadlines: their room depends on the deadlines there more than on load."""
+TIGHT_SHARE: Final = 0.8
 """A prompt whose prefill alone takes more than this share of the time that it has left is tight: a stock engine that has begun with another
 prompt, or whose iterations are many, is too slow for it."""
-TIGHT_CANDIDATES = 8
-TIGHT_ROOMS_MAX = 8
-"""Instances looked at for a tight prompt in each tier, and of these all together, asked for room: few have it, and a prompt that is not
-placed now hardly meets its deadline later."""
-PACK_LOAD = 0.85
+TIGHT_CANDIDATES: Final = 8
+"""Instances looked at for a tight prompt in each tier, and of all these, asked for room: few have it, and a prompt that is not placed now
+hardly meets its deadline later."""
+PACK_LOAD: Final = 0.85
 """Pack fills an instance up to this load (the reserve is what the tail of long prompts lives on), then spreads."""
-HOME_BONUS = 0.1
+HOME_BONUS: Final = 0.1
 """How much fuller an own-tier instance may be than another tier's before Spread prefers the other."""
 
 
-class Homes(NamedTuple):
+class Homes:
     """The placeable instances: a ladder a tier (tightest first) and the warm pool's."""
 
-    tiers: list[Ladder]
-    warm: Ladder
-    scheduler: Scheduler = Scheduler.FCFS
-    """Of the engines, where an instance does not say otherwise."""
+    __slots__ = ("scheduler", "tiers", "warm")
+
+    def __init__(self, tiers: list[Ladder], warm: Ladder, scheduler: Scheduler = FCFS) -> None:
+        self.tiers = tiers
+        self.warm = warm
+        self.scheduler = scheduler
+        """Of the engines, where an instance does not say otherwise."""
 
 
-class Choice(NamedTuple):
-    room: Room
-    kind: Kind
+class Choice:
+    """The instance that takes a request, with its room, and how the request stands to it."""
+
+    __slots__ = ("kind", "room")
+
+    def __init__(self, room: Room, kind: Kind) -> None:
+        self.room = room
+        self.kind = kind
 
 
 PlaceBy = Callable[[Homes, Request, float], Choice | None]
@@ -55,21 +62,23 @@ OfferBy = Callable[[Instance, Request, float], Choice | None]
 
 
 def pack(homes: Homes, request: Request, now: float) -> Choice | None:
-    """PolyServe's ladder on demand-bound room: the own tier from the fullest that keeps its reserve, then tighter tiers the same way
-    (lazy promotion), then the warm pool; where nobody keeps the reserve, as `spread`."""
-    home = request.tier.index
-    own = homes.tiers[home].fullest(PACK_LOAD, OWN_CANDIDATES)
-    choice = first_with_room(_below(own, request, PACK_LOAD, now), request, now)
-    if choice is not None:
-        return choice
-    for index in range(home - 1, -1, -1):
-        tighter = homes.tiers[index].fullest(PACK_LOAD, OTHER_CANDIDATES)
-        if tighter:
-            choice = first_with_room(_below(tighter, request, PACK_LOAD, now), request, now)
-            if choice is not None:
-                return choice
-    choice = first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
+    """PolyServe's highest load attainable; where no instance keeps the reserve, as `spread`."""
+    choice = _highest_load_attainable(homes, request, now)
     return choice if choice is not None else spread(homes, request, now)
+
+
+def _highest_load_attainable(homes: Homes, request: Request, now: float) -> Choice | None:
+    """PolyServe's ladder: the fullest instance with room in the own tier; then in tighter tiers, nearest first (lazy promotion); then in
+    the warm pool. Each is filled to `PACK_LOAD` only."""
+    home = request.tier.index
+    for index in range(home, -1, -1):
+        most = OWN_CANDIDATES if index == home else OTHER_CANDIDATES
+        fullest = homes.tiers[index].fullest(PACK_LOAD, most)
+        below = [instance for instance in fullest if load_with(instance, request) <= PACK_LOAD]
+        choice = first_with_room(below, request, now)
+        if choice is not None:
+            return choice
+    return first_with_room(homes.warm.fullest(PACK_LOAD, OTHER_CANDIDATES), request, now)
 
 
 def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_BONUS) -> Choice | None:
@@ -85,11 +94,11 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
     for index, ladder in enumerate(homes.tiers):
         bonus, most = (home_bonus, own) if index == home else (0.0, others)
         for instance in ladder.emptiest(most):
-            load = load_with(instance, request, now)
+            load = load_with(instance, request)
             if not overloaded(instance, request, load):
                 candidates.append((load - bonus, len(candidates), instance))
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
-        candidates.append((load_with(instance, request, now), len(candidates), instance))
+        candidates.append((load_with(instance, request), len(candidates), instance))
     candidates.sort()
     short_share = 0.0 if request.tier.refuses else SHORT_SHARE
     return first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, short_share)
@@ -103,13 +112,11 @@ def _spread_tight(homes: Homes, request: Request, now: float) -> Choice | None:
     for ladder in (*homes.tiers, homes.warm):
         for instance in ladder.emptiest(TIGHT_CANDIDATES):
             # The number settles ties, so that instances are never compared.
-            ranked.append((bool(instance.prefills), -instance.batch_tokens, instance.steady_s, len(ranked), instance))
+            ranked.append(
+                (bool(instance.queue.row), -instance.batch_tokens, instance.pace.steady_s, len(ranked), instance)
+            )
     ranked.sort()
-    return first_with_room([instance for *_, instance in ranked[:TIGHT_ROOMS_MAX]], request, now)
-
-
-def _below(instances: list[Instance], request: Request, load_max: float, now: float) -> list[Instance]:
-    return [instance for instance in instances if load_with(instance, request, now) <= load_max]
+    return first_with_room([instance for *_, instance in ranked[:TIGHT_CANDIDATES]], request, now)
 
 
 def first_with_room(instances: list[Instance], request: Request, now: float, short_share: float = 0.0) -> Choice | None:
@@ -131,7 +138,7 @@ def first_with_room(instances: list[Instance], request: Request, now: float, sho
 
 def offered(instance: Instance, request: Request, now: float) -> Choice | None:
     """Whether a held request takes the room that an instance has just got."""
-    if overloaded(instance, request, load_with(instance, request, now)):
+    if overloaded(instance, request, load_with(instance, request)):
         return None
     return first_with_room([instance], request, now)
 
@@ -141,7 +148,7 @@ def least_harm(homes: Homes, request: Request, now: float) -> Choice | None:
     for instance in _emptiest(homes):
         found = room_for_late(instance, request, now)
         if found is not None:
-            return Choice(found, Kind.LATE)
+            return Choice(found, LATE)
     return None
 
 
@@ -150,7 +157,7 @@ def nearly(homes: Homes, request: Request, now: float, tolerance_s: float) -> Ch
     best: Room | None = None
     for instance in _emptiest(homes):
         by_demand = instance.scheduler is SLO_AWARE
-        if by_demand and overloaded(instance, request, load_with(instance, request, now)):
+        if by_demand and overloaded(instance, request, load_with(instance, request)):
             continue
         found = room(instance, request, now)
         if found is None or (not by_demand and found.harm_s < 0.0):
@@ -176,7 +183,7 @@ def kind_on(instance: Instance, request: Request) -> Kind:
     return PROMOTED if instance.tier.index < request.tier.index else DEMOTED
 
 
-PLACEMENTS: dict[Placement, PlaceBy] = {
+PLACEMENTS: Final[dict[Placement, PlaceBy]] = {
     Placement.PACK: pack,
     Placement.SPREAD: spread,
 }

@@ -2,13 +2,10 @@
 
 from enum import Enum
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import Final
 
 from multislo_perf.latency import LatencyModel
-
-if TYPE_CHECKING:
-    from multislo_router.core.instance import Instance
-    from multislo_router.core.tier import Tier
+from multislo_router.core.tier import Tier
 
 
 class Stage(Enum):
@@ -18,8 +15,10 @@ class Stage(Enum):
     OVER = "over"
 
 
-HELD, PREFILL, DECODE, OVER = Stage.HELD, Stage.PREFILL, Stage.DECODE, Stage.OVER
-"""As `events.FCFS`: what every token asks."""
+HELD: Final = Stage.HELD
+PREFILL: Final = Stage.PREFILL
+DECODE: Final = Stage.DECODE
+OVER: Final = Stage.OVER
 
 
 class Request:
@@ -30,11 +29,9 @@ class Request:
         "attempts",
         "attention_s",
         "avoid",
-        "behind",
         "due",
         "first_token_at",
         "id",
-        "instance",
         "iteration_predicted_s",
         "joins_at",
         "kv_reserved",
@@ -59,7 +56,7 @@ class Request:
     def __init__(
         self,
         id: int,
-        tier: "Tier",
+        tier: Tier,
         arrived: float,
         ttft_s: float,
         tpot_s: float,
@@ -80,7 +77,7 @@ class Request:
         self.attention_s = 0.0
         """The attention's part of it."""
         self.reserve_share = 0.0
-        """Of the time until its deadline that an idle instance would not need, what it has to leave: more than 0 where its tier refuses."""
+        """Share of its slack on an idle instance that it must leave unused; above 0 only where its tier refuses."""
         self.output_tokens_max = output_tokens_max
         self.output_tokens_expected = tier.output_tokens_expected(output_tokens_max)
         self.streaming = streaming
@@ -88,14 +85,13 @@ class Request:
         """It came with the KV of its prompt: no engine has to prefill it."""
         self.stage = HELD
         self.lost = False
-        """One of its deadlines is missed, or certain to be: it is served still, but nothing is owed to its pace."""
+        """One of its deadlines is missed, or certain to be. It is still served, but nothing is owed to its pace."""
         self.attempts = 0
-        self.avoid: Instance | None = None
+        self.avoid: str | None = None
         """The instance that failed it: not asked again."""
-        self.instance: Instance | None = None
         self.placed_at = arrived
         self.joins_at = arrived
-        """When its engine has it, on the clock on which what the engine yields is seen."""
+        """When its engine has it, on the clock on which the engine's tokens are seen."""
         self.ttft_predicted_at = 0.0
         self.iteration_predicted_s = 0.0
         self.kv_reserved = 0
@@ -103,8 +99,6 @@ class Request:
         self.last_token_at = 0.0
         self.tokens = 0
         self.tokens_met = 0
-        self.behind = 0
-        """Of its instance's `ahead`, the iterations that gave it no token."""
 
     def measure_prefill(self, latency: LatencyModel) -> None:
         """What its prefill takes, by the profile, and what its tier makes of that."""
@@ -112,6 +106,11 @@ class Request:
         self.prefill_work_s = self.prompt_tokens * latency.gemm_per_token_s + self.attention_s
         if self.tier.refuses:
             self.reserve_share = self.tier.saw_prompt(self.prefill_work_s)
+
+    def work_s(self) -> float:
+        """Seconds of a full instance that it will probably need."""
+        prompt_tokens = 0 if self.prefilled else self.prompt_tokens
+        return self.tier.work_s(self.prefill_work_s, prompt_tokens, self.prompt_tokens, self.output_tokens_expected)
 
     def next_due(self) -> float:
         """When its next token is due."""

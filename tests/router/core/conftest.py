@@ -9,7 +9,7 @@ from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.machine import RouterCore
-from multislo_router.core.status import InstanceStatus
+from multislo_router.core.status import InstanceStatus, TierStatus
 
 
 class SmallFleet:
@@ -79,6 +79,10 @@ class SmallFleet:
             made += self.send(e.Tick(self.now))
         self.now = until
         return made
+
+    def tier(self, name: str) -> TierStatus:
+        (found,) = [tier for tier in self.core.status(self.now).tiers if tier.name == name]
+        return found
 
     def instance(self, name: str) -> InstanceStatus:
         (found,) = [instance for instance in self.core.status(self.now).instances if instance.id == name]

@@ -11,13 +11,13 @@ from multislo_engine.planners import planner_named
 from multislo_engine.terms import EngineConfig, EngineRequest
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
-from multislo_router.core.config import CoreConfig, EngineLimits, Placement, TierConfig
+from multislo_router.core.capacity import overloaded
+from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import Ladder, bucket_of
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.pending import Pending
 from multislo_router.core.request import Request, Stage
-from multislo_router.core.room import overloaded
 from multislo_router.core.tier import Tier
 
 LIMITS = EngineLimits(kv_tokens_max=400_000)
@@ -25,7 +25,7 @@ LIMITS = EngineLimits(kv_tokens_max=400_000)
 
 def instance_of(name: str, load: float) -> Instance:
     spec = e.InstanceSpec(name, None, e.InstanceState.READY)
-    instance = Instance(spec, None, [0.05], LAW, LIMITS, 0.0, [])
+    instance = Instance(spec, None, [0.05], LAW, LIMITS, 0.0)
     instance.load = load
     return instance
 
@@ -62,8 +62,9 @@ def test_a_ladder_is_a_list_sorted_by_load(steps, load_max):
     assert bool(ladder) == bool(listed)
 
 
-def held_request(id: int, ttft_s: float) -> Request:
-    return Request(id, Tier(TierConfig("chat", ttft_s, 0.05), 0, LAW, 100_000), 0.0, ttft_s, 0.05, 100, None, True)
+def held_request(id: int, ttft_s: float, overload: Overload) -> Request:
+    tier = Tier(TierConfig("chat", ttft_s, 0.05, overload), 0, LAW, 100_000)
+    return Request(id, tier, 0.0, ttft_s, 0.05, 100, None, True)
 
 
 @settings(max_examples=300)
@@ -73,7 +74,8 @@ def held_request(id: int, ttft_s: float) -> Request:
 )
 def test_held_requests_come_in_deadline_order_and_the_lost_ones_behind(asks, most):
     pending = Pending()
-    requests = [held_request(id, float(due)) for id, (due, _) in enumerate(asks)]
+    overloads = {"lost too": Overload.BEST_EFFORT}
+    requests = [held_request(id, float(due), overloads.get(f, Overload.QUEUE)) for id, (due, f) in enumerate(asks)]
     for request in requests:
         pending.hold(request, request.due - 0.5)
     for request, (_, fate) in zip(requests, asks, strict=True):
@@ -81,7 +83,7 @@ def test_held_requests_come_in_deadline_order_and_the_lost_ones_behind(asks, mos
             request.stage = Stage.OVER
             pending.leave()
         elif fate.startswith("lost"):
-            pending.give_up(request, fate == "lost too")
+            pending.give_up(request)
 
     def in_order(*fates: str) -> list[int]:
         chosen = [(due, id) for id, (due, fate) in enumerate(asks) if fate in fates]
@@ -178,7 +180,8 @@ def test_behind_other_prompts_the_predicted_first_token_is_within_an_iteration_o
             now = ends
             iteration = engine.end_iteration()
             if iteration.decoded:
-                core.handle(e.IterationSeen(now, "one"))
+                for id in [id for id, request in core.requests.items() if request.stage is Stage.DECODE]:
+                    core.handle(e.TokensReceived(now, id))
             for token in iteration.prefilled:
                 seen[token.id] = token.at
                 carry_out(core.handle(e.TokensReceived(now, token.id)))
@@ -201,7 +204,7 @@ def test_the_prefills_of_late_may_fill_a_stock_engine_further_where_they_are_few
     request = Request(0, tier, 0.0, 5.0, 0.05, prompt_tokens, None, True)
     request.measure_prefill(LAW)
     number = 0
-    while instance.prefill_share < 1.0:
+    while instance.bookings.prefill_share.mean < 1.0:
         number += 1
         sent = Request(number, tier, 0.0, 5.0, 0.05, prompt_tokens, None, True)
         sent.measure_prefill(LAW)

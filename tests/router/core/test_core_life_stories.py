@@ -21,7 +21,7 @@ def test_a_client_that_goes_frees_its_place_before_its_first_token_and_after(sma
 
     gone = fleet.instance("a")
     assert (gone.requests, gone.kv_tokens, gone.load) == (0, 0, 0.0)
-    tier = fleet.core.tier_by_name["middle"]
+    tier = fleet.tier("middle")
     assert (tier.in_flight, tier.requests_met, tier.requests_missed) == (0, 0, 0)
 
 
@@ -34,7 +34,7 @@ def test_a_client_that_goes_while_it_is_held_leaves_the_queue(small_fleet):
 
     assert fleet.end(1) == []
     assert fleet.core.requests == {}
-    assert fleet.core.tier_by_name["middle"].pending == 0
+    assert fleet.tier("middle").pending == 0
 
 
 def test_every_token_is_held_against_its_own_deadline(small_fleet):
@@ -46,7 +46,7 @@ def test_every_token_is_held_against_its_own_deadline(small_fleet):
 
     fleet.end(1)
 
-    tier = fleet.core.tier_by_name["middle"]
+    tier = fleet.tier("middle")
     assert (tier.tokens_met, tier.tokens_missed) == (3, 1)
     assert (tier.requests_met, tier.requests_missed) == (0, 1)
 
@@ -58,7 +58,7 @@ def test_an_answer_in_one_piece_is_late_by_its_tokens_that_were_due(small_fleet)
 
     fleet.end(1, tokens=20)  # tokens 0 to 13 were due by 950 ms, token 14 is due at 1 s
 
-    tier = fleet.core.tier_by_name["middle"]
+    tier = fleet.tier("middle")
     assert (tier.tokens_missed, tier.tokens_met) == (14, 6)
 
 

@@ -295,7 +295,7 @@ def test_a_slower_instance_is_calibrated_within_bounds_and_gets_less(small_fleet
     fleet = small_fleet("middle", "middle", placement=Placement.SPREAD)
     for _ in range(2):
         fleet.arrive()
-    slow, fast = (fleet.core.requests[id].instance.id for id in (1, 2))
+    slow, fast = (fleet.core.places[id].id for id in (1, 2))
     iteration_s = fleet.instance(slow).iteration_predicted_s
     for step in range(600):
         fleet.now += iteration_s

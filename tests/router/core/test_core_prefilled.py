@@ -8,18 +8,18 @@ from multislo_router.core.request import Stage
 
 
 @pytest.mark.parametrize("scheduler", [e.Scheduler.FCFS, e.Scheduler.SLO_AWARE])
-def test_a_prefilled_request_decodes_from_the_start_and_is_told_of_by_iterations(small_fleet, scheduler) -> None:
+def test_a_prefilled_request_decodes_from_the_start(small_fleet, scheduler) -> None:
     fleet = small_fleet("tight", scheduler=scheduler)
 
     placed = fleet.arrive("tight", 2001, prefilled=True)
     fleet.wait(0.01)
-    fleet.send(e.IterationSeen(fleet.now, "a"))
+    fleet.tokens(1)
 
     request = fleet.core.requests[1]
     assert isinstance(placed, d.Place)
     assert placed.ttft_predicted_s < 0.01
     assert request.stage is Stage.DECODE
-    assert fleet.core.instances["a"].kv_decode_tokens == 2002
+    assert fleet.core.instances["a"].bookings.kv_decode_tokens == 2002
     fleet.end(1)
     assert fleet.core.status(fleet.now).tiers[0].tokens_met == 1
 
@@ -32,7 +32,7 @@ def test_a_prefilled_request_waits_where_the_pace_of_those_who_decode_could_not_
 
     instance = fleet.core.instances["a"]
     assert refused > 0
-    assert 0.018 < instance.steady_s < 0.0225
+    assert 0.018 < instance.pace.steady_s < 0.0225
 
 
 def test_a_prefilled_request_whose_engine_fails_has_lost_its_kv(small_fleet) -> None:

@@ -76,7 +76,7 @@ class Life:
         self.core.check()
         for decision in made:
             self.judge(decision, event)
-        assert self.held == {r for r in self.core.requests if self.core.requests[r].instance is None}
+        assert self.held == self.core.requests.keys() - self.core.places.keys()
         assert self.placed.keys() == self.core.requests.keys() - self.held
         return made
 
@@ -187,7 +187,7 @@ class Life:
     def report(self, a: int, b: int) -> None:
         name = INSTANCES[a % 5]
         believed = self.core.instances.get(name)
-        kv = (0, 500, 2_900, believed.kv_decode_tokens if believed else 0)[b // 16 % 4]
+        kv = (0, 500, 2_900, believed.bookings.kv_decode_tokens if believed else 0)[b // 16 % 4]
         self.send(e.InstanceReported(self.now, name, b % 4, b // 4 % 4, kv))
 
     def arrive(self, a: int, b: int) -> None:
@@ -253,7 +253,7 @@ class Life:
             return
         del self.placed[id]
         last = self.attempts[id] == ATTEMPTS_MAX
-        instance = self.core.requests[id].instance
+        instance = self.core.places[id]
         made = self.send(e.SendFailed(self.now, id))
         assert [decision.request for decision in made] == [id]
         assert last == (isinstance(made[0], d.Refuse) and made[0].cause is d.Cause.ENGINE_FAILED)
@@ -320,11 +320,11 @@ class Life:
         assert [*self.core.pending] == []
         assert self.core.pending.first_lost() is None
         assert self.core.pending.last_call_at() is None
-        for tier in self.core.tiers:
+        for tier in self.core.status(self.now).tiers:
             assert (tier.pending, tier.in_flight) == (0, 0)
-        for instance in self.seen.values():
-            assert (instance.requests, instance.kv_reserved, instance.kv_decode_tokens) == (0, 0, 0)
-            assert not any(instance.tier_counts)
+        for bookings in [instance.bookings for instance in self.seen.values()]:
+            assert (bookings.requests, bookings.kv_reserved, bookings.kv_decode_tokens) == (0, 0, 0)
+            assert not any(bookings.tier_counts)
 
 
 CAN_HAPPEN = [

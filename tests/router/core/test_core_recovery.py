@@ -123,11 +123,12 @@ def test_an_exception_anywhere_in_the_core_costs_one_event_and_not_the_books(
     assert router.failures == (router.fault.at is not None)
     assert not router.sent
     assert not router.waiting
-    for tier in router.core.tiers:
+    status = router.core.status(router.now)
+    for tier in status.tiers:
         assert (tier.pending, tier.in_flight) == (0, 0)
         assert tier.arrived == sum(tier.outcomes.values()) + sum(tier.refusals.values())
-    for instance in router.core.instances.values():
-        assert (instance.kv_reserved, instance.kv_decode_tokens, instance.requests) == (0, 0, 0)
+    for bookings in [instance.bookings for instance in router.core.instances.values()]:
+        assert (bookings.kv_reserved, bookings.kv_decode_tokens, bookings.requests) == (0, 0, 0)
 
 
 def test_a_request_that_nobody_broke_keeps_its_place_through_a_recovery() -> None:

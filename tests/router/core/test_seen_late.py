@@ -15,6 +15,7 @@ from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, TierConfig
 from multislo_router.core.machine import RouterCore
+from multislo_router.core.request import Stage
 
 PROMPTS = (12, 90, 256, 300, 511, 700, 1024, 2500, 5000)
 BATCH_TOKENS = 1024
@@ -23,16 +24,13 @@ BATCH_TOKENS = 1024
 class LateEngine:
     """A core before one engine, of which it hears `delay_s` late."""
 
-    def __init__(
-        self, delay_s: float, clients_hear_first: bool = True, scheduler: e.Scheduler = e.Scheduler.FCFS
-    ) -> None:
+    def __init__(self, delay_s: float, scheduler: e.Scheduler = e.Scheduler.FCFS) -> None:
         self.delay_s = delay_s
         config = CoreConfig(
             (TierConfig("only", 5.0, 0.1),),
             "only",
             LAW,
             EngineLimits(2_000_000, 4096, scheduler),
-            clients_hear_first=clients_hear_first,
         )
         self.core = RouterCore(config)
         spec = e.InstanceSpec("a", "only", e.InstanceState.READY, batch_tokens=BATCH_TOKENS)
@@ -66,7 +64,7 @@ class LateEngine:
             if ends_at is not None and ends_at <= now and (seen_at is None or ends_at <= seen_at):
                 made = self.engine.end_iteration()
                 self.reports.append(made)
-                self.first_tokens.update({id: made.at for id, *_ in made.prefilled})
+                self.first_tokens.update({id: made.at + self.delay_s for id, *_ in made.prefilled})
             elif seen_at is not None and seen_at <= now:
                 self._see(self.reports.popleft(), seen_at)
             else:
@@ -74,7 +72,9 @@ class LateEngine:
 
     def _see(self, seen: Iteration, now: float) -> None:
         if seen.decoded:
-            self.core.handle(e.IterationSeen(now, "a", seen.left_out))
+            left_out = {*seen.left_out}
+            for id in [id for id, r in self.core.requests.items() if r.stage is Stage.DECODE and id not in left_out]:
+                self.core.handle(e.TokensReceived(now, id))
         for id, *_ in seen.prefilled:
             self._carry_out(now, self.core.handle(e.TokensReceived(now, id)))
         for id, *_ in seen.ended:
@@ -88,7 +88,7 @@ class LateEngine:
             self.arrive(now, dice.choice(PROMPTS), output_tokens)
 
     def errors_s(self, since: int) -> list[float]:
-        """Of the first tokens that came: by how much they had been predicted wrongly, those of the first requests left out."""
+        """Of the first tokens that were seen: by how much they had been predicted wrongly, those of the first requests left out."""
         return [abs(at - self.predicted[id]) for id, at in self.first_tokens.items() if id > since]
 
 
@@ -99,10 +99,10 @@ def test_first_tokens_are_predicted_as_well_of_an_engine_that_is_seen_late(delay
 
     late.busy_for(10.0, seed)
 
-    assert late.instance.lag_s == pytest.approx(delay_s, abs=0.005)
+    assert late.instance.queue.lag_s == pytest.approx(delay_s, abs=0.005)
     errors_s = sorted(late.errors_s(20))
-    assert median(errors_s) < 0.005
-    assert errors_s[int(0.9 * len(errors_s))] < 0.012  # an iteration, where one more joins or just does not
+    assert median(errors_s) < 0.012  # an iteration, where one more joins or just does not
+    assert errors_s[int(0.9 * len(errors_s))] < 0.024
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -111,33 +111,13 @@ def test_an_engine_that_is_seen_at_once_is_believed_to_have_no_lag_at_all(seed: 
 
     engine.busy_for(10.0, seed, output_tokens=60)
 
-    assert engine.instance.lag_s == engine.instance.grace_s == 0.0
-
-
-@pytest.mark.parametrize("delay_s", [0.05, 0.4])
-def test_a_late_report_does_not_make_a_token_late_that_its_client_had_in_time(delay_s: float) -> None:
-    engine = LateEngine(delay_s)
-    engine.busy_for(6.0, 1, output_tokens=40)
-
-    assert not any(request.lost for request in engine.core.requests.values())
-    assert engine.instance.grace_s == engine.instance.lag_s
-
-
-def test_where_clients_hear_through_the_router_what_is_seen_late_is_late() -> None:
-    engine = LateEngine(0.1, clients_hear_first=False)
-
-    engine.busy_for(10.0, 1)
-
-    assert engine.instance.lag_s == pytest.approx(0.1, abs=0.003)
-    assert engine.instance.grace_s == 0.0
-    early_s = [at + 0.1 - engine.predicted[id] for id, at in engine.first_tokens.items() if id > 20]
-    assert abs(median(early_s)) < 0.003
+    assert engine.instance.queue.lag_s == 0.0
 
 
 def test_a_lag_that_was_long_is_forgotten_when_tokens_are_seen_at_once_again() -> None:
     engine = LateEngine(0.2)
     engine.busy_for(6.0, 1, output_tokens=40)
-    before_s = engine.instance.lag_s
+    before_s = engine.instance.queue.lag_s
     engine.until(20.0)
     engine.delay_s = 0.001
 
@@ -148,7 +128,7 @@ def test_a_lag_that_was_long_is_forgotten_when_tokens_are_seen_at_once_again() -
         engine.arrive(now, dice.choice(PROMPTS), 40)
 
     assert before_s > 0.15
-    assert engine.instance.lag_s < 0.015
+    assert engine.instance.queue.lag_s < 0.015
 
 
 def test_reports_late_by_times_of_their_own_are_believed_to_be_as_late_as_they_are_on_the_mean() -> None:
@@ -161,7 +141,7 @@ def test_reports_late_by_times_of_their_own_are_believed_to_be_as_late_as_they_a
         engine.delay_s = dice.uniform(0.01, 0.03)
         engine.arrive(now, dice.choice(PROMPTS), 2000)
 
-    assert engine.instance.lag_s == pytest.approx(0.02, abs=0.01)
+    assert engine.instance.queue.lag_s == pytest.approx(0.02, abs=0.01)
 
 
 def test_an_engine_that_chooses_its_chunks_tells_nothing_of_a_lag() -> None:
@@ -169,4 +149,4 @@ def test_an_engine_that_chooses_its_chunks_tells_nothing_of_a_lag() -> None:
 
     engine.busy_for(3.0, 1)
 
-    assert engine.instance.lag_s == 0.0
+    assert engine.instance.queue.lag_s == 0.0
