@@ -104,5 +104,5 @@ def test_the_work_that_the_router_figures_is_about_one_instance_at_the_bound_of_
         tier.output_tokens_mean = sum(each.output_tokens for each in requests) / len(requests)
         seen = Arrived(number, tier, 0.0, request.ttft_s, request.tpot_s, request.prompt_tokens, None, True)
         seen.measure_prefill(profile.latency)
-        arrived += tier.work_s(seen)
+        arrived += seen.work_s()
     assert 0.95 < rate * arrived / len(requests) < 1.15
