@@ -157,6 +157,8 @@ def replay(url: str, **given: Any) -> None:
         profile=given["profile"],
         requests_max=given["max_requests"],
     )
+    for option, file in (("--json", given["json_file"]), ("--png", given["png_file"])):
+        _writable(file, option)
     requests, notes = options.build(wanted)
     own_slo = given["slo_classes"] is not None
     if given["slo"]:
@@ -210,6 +212,16 @@ def replay(url: str, **given: Any) -> None:
         sys.exit(1)
 
 
+def _writable(path: Path | None, option: str) -> None:
+    """Before the replay: a result that cannot be written would be lost."""
+    if path is None or str(path) == "-":
+        return
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from None
+
+
 def _api_key(path: Path | None) -> str | None:
     if path is None:
         return None
@@ -217,6 +229,8 @@ def _api_key(path: Path | None) -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError as error:
         raise click.BadParameter(f"{path} cannot be read: {error.strerror}", param_hint="--api-key-file") from None
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{path} is not UTF-8 text", param_hint="--api-key-file") from None
 
 
 def run_with_progress(

@@ -60,6 +60,9 @@ def test_a_replay_writes_json_and_a_picture_and_exits_by_what_was_required(tmp_p
         (["--workload", "azure-like", "--duration", "5", "--warmup", "9"], "leave nothing of"),
         (["--workload", "azure-like", "--slo", "1s/1s", "--tiers", "a=1"], "--slo is for requests without tiers"),
         (["--workload", "azure-like", "--api-key-file", "absent"], "absent cannot be read"),
+        (["--workload", "azure-like", "--api-key-file", "/bin/ls"], "/bin/ls is not UTF-8 text"),
+        (["--workload", "azure-like", "--json", "absent/out.json"], "absent/out.json cannot be written"),
+        (["--workload", "azure-like", "--png", "absent/out.png"], "absent/out.png cannot be written"),
     ],
 )
 def test_wrong_use_of_replay_is_named_and_exits_2(args: list[str], message: str) -> None:

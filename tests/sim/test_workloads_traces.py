@@ -259,9 +259,9 @@ def test_a_csv_line_that_is_no_request_is_skipped_and_counted_by_reason(tmp_path
         ('{"timestamp": null, "input_length": 1, "output_length": 1}', "without a stamp"),
         ('{"timestamp": NaN, "input_length": 1, "output_length": 1}', "with a stamp that is negative or not finite"),
         ('{"timestamp": -1, "input_length": 1, "output_length": 1}', "with a stamp that is negative or not finite"),
-        ('{"timestamp": ' + "9" * 5000 + ', "input_length": 1, "output_length": 1}', "that are not JSON"),
-        ("{oops", "that are not JSON"),
-        ("[1]", "that are no JSON object"),
+        ('{"timestamp": ' + "9" * 5000 + ', "input_length": 1, "output_length": 1}', "not JSON"),
+        ("{oops", "not JSON"),
+        ("[1]", "not a JSON object"),
     ],
 )
 def test_a_json_line_that_is_no_request_is_skipped_and_counted_by_reason(

@@ -42,14 +42,15 @@ def cell(value: object) -> str:
 
 def show(asked: Asked, report: Mapping[str, Any], tables: Sequence[Table], draw: Draw | None = None) -> None:
     """The report as JSON or its tables on stdout, and its figure where `--png` says."""
-    if asked.png is not None and draw is not None:
-        save(asked.png, draw)
     if asked.as_json:
         click.echo(json.dumps({**report, "build": build()}))
-        return
-    console = Console()
-    for table in tables:
-        console.print(table)
+    else:
+        console = Console()
+        for table in tables:
+            console.print(table)
+    # Last: a path that cannot be written must not cost the result of hours.
+    if asked.png is not None and draw is not None:
+        save(asked.png, draw)
 
 
 def save(path: Path, draw: Draw, size: tuple[float, float] = (9.0, 5.0)) -> None:

@@ -217,17 +217,18 @@ def notes(
 
 
 def _show(report: Mapping[str, Any], as_json: bool, png: Path | None) -> None:
-    if png is not None:
-        save(png, drawing(report), SIZE)
     if as_json:
         click.echo(json.dumps({**report, "build": build()}))
-        return
-    console = wide()
-    for table in tables(report):
-        console.print(table)
-    for answer in report["rows"]:
-        for line in remarks(answer):
-            console.print(line, highlight=False)
+    else:
+        console = wide()
+        for table in tables(report):
+            console.print(table)
+        for answer in report["rows"]:
+            for line in remarks(answer):
+                console.print(line, highlight=False)
+    # Last: a path that cannot be written must not cost the result.
+    if png is not None:
+        save(png, drawing(report), SIZE)
 
 
 def remarks(answer: Mapping[str, Any]) -> list[str]:

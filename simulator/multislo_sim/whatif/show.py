@@ -219,7 +219,7 @@ def _hours(axes: Axes, rows: Sequence[Report]) -> None:
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(rows))]
     bars = axes.barh(range(len(rows)), values, min(0.8, 0.2 * len(rows)), color=colours)
     axes.bar_label(bars, [hours(value) for value in values], padding=3)
-    axes.set_yticks(range(len(rows)), [fill(row["name"], 28) for row in rows], fontsize="small")
+    axes.set_yticks(range(len(rows)), [fill(row["name"], 30) for row in rows], fontsize="small")
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(title="accelerator-hours")

@@ -101,9 +101,9 @@ def _fields(line: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except ValueError:
-        raise LineSkipped("that are not JSON") from None
+        raise LineSkipped("not JSON") from None
     if not isinstance(fields, dict):
-        raise LineSkipped("that are no JSON object")
+        raise LineSkipped("not a JSON object")
     return fields
 
 
