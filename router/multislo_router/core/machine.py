@@ -62,7 +62,8 @@ class RouterCore:
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]
         self._offer_by = offer_by
-        self._length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
+        self.length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
+        """Tokens of prompt and output that a request may have. A longer one is refused: whoever only estimates must not say more."""
 
     def handle(self, event: e.Event) -> Sequence[d.Decision]:
         """Take in one event. Events about a request or an instance that is unknown (it ended meanwhile) change nothing."""
@@ -112,10 +113,10 @@ class RouterCore:
             event.prefilled,
         )
         needed = request.prompt_tokens + (event.output_tokens_max or 1)
-        if needed > self._length_max:
+        if needed > self.length_max:
             self.admissions.counts_of(request).saw_arrival(now, 0.0)
             reason = (
-                f"prompt and output of {needed} tokens are more than the {self._length_max} that an instance can hold"
+                f"prompt and output of {needed} tokens are more than the {self.length_max} that an instance can hold"
             )
             return [self.admissions.refuse(request, d.Cause.TOO_LONG, now, reason)]
         if not request.prefilled:

@@ -39,6 +39,7 @@ class _Body(msgspec.Struct, gc=False):
     tools: msgspec.Raw = _ABSENT
     priority: msgspec.Raw = _ABSENT
     vllm_xargs: msgspec.Raw = _ABSENT
+    truncate_prompt_tokens: msgspec.Raw = _ABSENT
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -58,6 +59,8 @@ class BodyScan:
     prompt_tokens: int | None
     has_priority: bool
     has_xargs: bool
+    truncates: bool
+    """The engine cuts the prompt to a length that the client gave: no prompt is too long."""
     prompt: bytes
     """The JSON of the prompt or of the messages, for the tokenizer."""
 
@@ -101,6 +104,7 @@ def scan_body(body: bytes) -> BodyScan:
         prompt_tokens=prompt_tokens,
         has_priority=fields.priority is not _ABSENT,
         has_xargs=fields.vllm_xargs is not _ABSENT,
+        truncates=fields.truncate_prompt_tokens is not _ABSENT,
         prompt=prompt,
     )
 

@@ -329,6 +329,9 @@ class Gateway:
         id = exchange.id
         assert id is not None
         exchange.awaits = None
+        if not self._is_exact(exchange.head.target.route, scan):
+            # It may be less: then the engine serves it, or says itself that it is too long.
+            prompt_tokens = max(1, min(prompt_tokens, self.core.length_max - (scan.output_tokens_max or 1)))
         now = time.monotonic()
         event = RequestArrived(
             now, id, prompt_tokens, scan.output_tokens_max, slo.tier, slo.ttft_s, slo.tpot_s, scan.streaming
@@ -337,6 +340,12 @@ class Gateway:
         self.decision_seconds.observe(time.monotonic() - now)
         if decisions is not None:
             self._follow(decisions)
+
+    def _is_exact(self, route: Route, scan: BodyScan) -> bool:
+        """Whether a prompt surely has the tokens that were counted, or more. Of a chat even a tokenizer does not tell: templates leave out
+        parts, such as earlier reasoning."""
+        counted = scan.prompt_tokens is not None or (self._tokenizer is not None and route is Route.COMPLETIONS)
+        return counted and not scan.truncates
 
     def correct_estimate(self, chat: bool, scan: BodyScan, prompt_tokens: int) -> None:
         if scan.prompt_tokens is None:

@@ -1,6 +1,7 @@
 """How long prompts are believed to be: from bytes, corrected by usage; exact by token ids or a tokenizer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,50 @@ def test_no_usage_can_bend_the_estimate_out_of_bounds(pairs: list[tuple[int, int
         estimate.correct(text_bytes, tokens)
     assert TOKENS_PER_BYTE_MIN * 0.999 <= estimate.tokens_per_byte <= TOKENS_PER_BYTE_MAX * 1.001
     assert estimate.tokens(0) == 1
+
+
+LONG = "word " * 30_000
+"""150 KB: about 37,500 tokens by the estimate, 30,000 by the tokenizer of these tests."""
+
+
+async def test_an_estimate_alone_refuses_nothing(kit: Any) -> None:
+    """Near the limit it is too high as often as too low; the engine knows, and its own words reach the client."""
+
+    async def script(line: Any, asked: Any) -> None:
+        if asked.json.get("user") == "too long":
+            await line.send(kit.sized(b'{"error": {"message": "maximum context length is 8192"}}', "400 Bad Request"))
+        else:
+            await line.send(kit.sized(kit.COMPLETION))
+
+    stage = await kit.stage(script, core=replace(kit.CORE, length_max=8192))
+    client = await stage.client()
+    chat = kit.CHAT | {"messages": [{"role": "user", "content": LONG}]}
+
+    answers = [
+        await client.ask(chat),
+        await client.ask({"model": "llama", "prompt": LONG, "max_tokens": 8000}, "/v1/completions"),
+        await client.ask(chat | {"user": "too long"}),
+    ]
+
+    assert [answer.status for answer in answers] == [200, 200, 400]
+    assert answers[2].error["message"] == "maximum context length is 8192"
+    assert "x-multislo-reason" not in answers[2].headers
+
+
+async def test_an_exact_count_refuses_what_cannot_fit(kit: Any, tokenizer: Path) -> None:
+    stage = await kit.stage(core=replace(kit.CORE, length_max=8192), tokenizer=tokenizer)
+    client = await stage.client()
+    ids = {"model": "llama", "prompt": list(range(8192)), "max_tokens": 1}
+    text = {"model": "llama", "prompt": LONG, "max_tokens": 1}
+    chat = kit.CHAT | {"messages": [{"role": "user", "content": LONG}]}
+
+    refused = [await client.ask(body, "/v1/completions") for body in (ids, text)]
+    refused.append(await client.ask(kit.CHAT | {"max_tokens": 8192}))
+    served = [
+        await client.ask(ids | {"prompt": list(range(8191))}, "/v1/completions"),
+        await client.ask(ids | {"truncate_prompt_tokens": 100}, "/v1/completions"),
+        await client.ask(chat),  # a template may leave out most of it
+    ]
+
+    assert [(answer.status, answer.error["code"]) for answer in refused] == [(400, "context_length_exceeded")] * 3
+    assert [answer.status for answer in served] == [200, 200, 200]
