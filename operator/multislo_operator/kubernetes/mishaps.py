@@ -16,8 +16,6 @@ from multislo_operator.kubernetes.client import Api, ApiError, Kind, Refused
 EVENT = Kind("v1", "Event")
 AGAIN_S = 15.0
 """Between two questions about the same pod."""
-AT_ONCE = 3
-"""Pods asked about in one look: a whole fleet usually has the same trouble."""
 FORBIDDEN_S = 600.0
 
 
@@ -39,9 +37,10 @@ class Mishaps:
                 del known[uid]
         now = self.clock()
         due = [uid for uid in stuck if now - self._asked_at.get(uid, float("-inf")) >= AGAIN_S]
-        for uid in due[:AT_ONCE] if now >= self._not_before else ():
-            self._asked_at[uid] = now
-            await self._ask(stuck[uid], now)
+        if due and now >= self._not_before:
+            # One in a look: a look is not to wait for many answers, and a whole fleet usually has the same trouble.
+            self._asked_at[due[0]] = now
+            await self._ask(stuck[due[0]], now)
         return dict(self._known)
 
     async def _ask(self, pod: Object, now: float) -> None:
