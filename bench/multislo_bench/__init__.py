@@ -1,1 +1,1 @@
-"""The measuring side: replay, demo and what the router itself costs, each over HTTP as a user would see it."""
+"""Measuring instruments: replay, demo and the router's own cost."""

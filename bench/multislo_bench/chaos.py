@@ -1,5 +1,5 @@
-"""`multislo bench chaos`: kills a random engine of a real fleet with SIGKILL, again and again, under load. Every request must end in a
-complete answer or in one clear error, and the router must hold nothing afterwards."""
+"""`multislo bench chaos`: repeatedly kills a random engine of a real fleet (SIGKILL) under load. Every request must end in a complete
+answer or in one clear error, and the router must hold nothing afterwards."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Answer:
-    """What came back, as httptools' parser tells it."""
+    """A response, as parsed by httptools."""
 
     status: int = 0
     body: bytearray = field(default_factory=bytearray)
@@ -90,7 +90,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Chaos:
-    """What a run has shown."""
+    """The result of a run."""
 
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)
@@ -203,7 +203,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(slots=True)
 class Load:
-    """Clients that keep their connections, and use each again as long as the router leaves it open."""
+    """Clients that reuse each connection as long as the router keeps it open."""
 
     port: int
     dice: Random
@@ -359,7 +359,7 @@ async def _storm(
 
 @dataclass(slots=True)
 class _Fleet:
-    """The fleet under test from outside: what the router says of it, and its processes."""
+    """The fleet under test, seen from outside: the router's view of it, and its processes."""
 
     session: aiohttp.ClientSession
     admin: str

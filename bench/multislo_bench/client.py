@@ -1,5 +1,5 @@
-"""A client that costs little enough to measure with: one `asyncio.Protocol` per connection that counts server-sent events by
-their bytes and parses JSON only at a stream's ends. The replay calls it."""
+"""A client cheap enough to measure with: one `asyncio.Protocol` per connection that counts server-sent events by their bytes and
+parses JSON only at a stream's ends. The replay calls it."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ ENDS = (b'"completion_tokens"', b"[DONE]", b'"finish_reason":"', b'"finish_reaso
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go, taken apart once."""
+    """The parsed target of requests."""
 
     host: str
     port: int

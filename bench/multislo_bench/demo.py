@@ -40,7 +40,7 @@ RIVAL_BATCH_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What is replayed, twice."""
+    """The load that is replayed twice."""
 
     duration_s: float
     low: float
@@ -66,7 +66,7 @@ class Run:
 def requests_of(story: Story, manifest: MultiSLOServing, profile: Profile) -> tuple[list[Request], list[str]]:
     """The built-in workload along the curve, or a trace by its own stamps; and what the user should know of how it was read.
 
-    A prompt that an idle instance of its tier could not serve in time is the next looser tier's: nobody could attain it.
+    A prompt that an idle instance of its tier could not serve in time goes to the next looser tier, because no policy could attain it.
     """
     notes: list[str] = []
     if story.trace is None:

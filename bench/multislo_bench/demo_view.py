@@ -1,4 +1,4 @@
-"""What the demo shows at its end: both runs side by side, instances over time, and a picture of both."""
+"""The demo's output: both runs side by side, instances over time, and a picture of both."""
 
 from collections.abc import Sequence
 from math import ceil

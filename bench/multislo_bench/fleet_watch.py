@@ -1,5 +1,5 @@
-"""Watches a fleet while it is replayed against: how many instances there are, of which tier and in which state, and how
-far the emulated engines are behind their own schedule. The demo runs one beside each replay."""
+"""Watches a fleet during a replay: the number of instances by tier and state, and how far the emulated engines are behind their own
+schedule. The demo runs one beside each replay."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(slots=True)
 class FleetWatch:
-    """Samples a router's `/fleet`, or a fixed set of engines where `admin_url` is None."""
+    """Samples a router's `/fleet`, or a fixed set of engines if `admin_url` is None."""
 
     admin_url: str | None
     engines: list[str] = field(default_factory=list)

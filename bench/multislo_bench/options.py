@@ -1,4 +1,4 @@
-"""What `multislo replay` is told on its command line, turned into requests: tiers with their shares and SLOs, rates, curves."""
+"""Turns the options of `multislo replay` into requests: tiers with their shares and SLOs, rates, curves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""What one decision of the router's core costs, by fleet size: `multislo bench placement`. The core is the production core in the
-state of a busy fleet; engines are stood in for by bare clocks that bring tokens and ends between the measured arrivals."""
+"""The cost of one decision of the router's core by fleet size: `multislo bench placement`. The production core has the state of a busy
+fleet. Instead of engines, simple clocks deliver tokens and ends between the measured arrivals."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ SETTLING_LEAST = 1500
 
 @dataclass(slots=True)
 class Costs:
-    """Nanoseconds of `RouterCore.handle`, by kind of event; and what became of the arrivals."""
+    """Nanoseconds of `RouterCore.handle`, by kind of event; and the decisions about the arrivals."""
 
     arrivals: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Costs:
 
 @dataclass(slots=True)
 class Engine:
-    """A clock for one instance: what it has to prefill, what it decodes (request -> tokens still to come)."""
+    """A clock for one instance: its prefills and its decodes (request -> remaining tokens)."""
 
     instance: str
     prefills: list[list[int]] = field(default_factory=list)

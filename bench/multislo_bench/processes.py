@@ -1,4 +1,4 @@
-"""Child processes of a measurement: pinned to a core, waited for, and gone when the block that started them ends, whatever happens."""
+"""Child processes of a measurement: pinned to a core, waited for, and ended when the block that started them ends, in every case."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def need(tool: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
+    """Free ports on the loopback address."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -1,5 +1,5 @@
-"""Prompts of an exact number of tokens, and the request bodies around them. Each begins somewhere else in one long random text,
-so that no two share a prefix that an engine could have cached."""
+"""Prompts of an exact number of tokens, and the request bodies around them. Each begins at another place of one long random text, so
+that no two share a prefix that an engine could cache."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a request and a streamed token cost our router and vllm-router (its round robin), on one core each, in one run:
+"""The cost of a request and of a streamed token in our router and in vllm-router (round robin), on one core each, in one run:
 `multislo bench proxy`. wrk loads nginx through both in turns; a paced back end streams through both in turns."""
 
 import json

@@ -1,4 +1,4 @@
-"""What became of one request of a replay: written by the client token by token, read by the report."""
+"""The result of one request of a replay: written by the client token by token, read by the report."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +25,7 @@ class Outcome(StrEnum):
 class Record:
     """One request. Times in seconds: `*_s` of the schedule count from the replay's start, durations from the request's sending.
 
-    A token that comes in one network read with others has their time. Token i is due at `ttft_slo_s + i * tpot_slo_s`.
+    Tokens that arrive in one network read get the same time. Token i is due at `ttft_slo_s + i * tpot_slo_s`.
     """
 
     at_s: float

@@ -1,5 +1,5 @@
-"""Sends a workload open loop: each request at its own time, however slow the answers are, and keeps a record of each. Measures
-its own faults too, so that a client's delay is not taken for the server's. `multislo replay` and the demo call it."""
+"""Sends a workload open loop: each request at its own time, however slow the answers are, and keeps a record of each. Also measures
+its own delays, so that they are not mistaken for the server's. `multislo replay` and the demo call it."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ class ReplayImpossible(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask, and how. `own_slo`: requests bring their SLO in headers instead of the name of their tier."""
+    """The server, and how to send to it. `own_slo`: requests send their SLO in headers instead of their tier's name."""
 
     url: str
     model: str
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a replay: nothing here shapes its arrivals."""
+    """The limits of a replay. They do not change its arrivals."""
 
     in_flight_max: int = 4096
     timeout_s: float = 300.0
@@ -48,7 +48,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Timing:
-    """The instrument's own faults, in seconds, and what it cost."""
+    """The client's own delays in seconds, and its CPU time."""
 
     sent_late_s: list[float] = field(default_factory=list)
     loop_lag_s: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The figures of a replay, per tier and in all: pure arithmetic over its records, written as JSON by `Report.document`."""
+"""The figures of a replay, per tier and in total: pure arithmetic over its records, written as JSON by `Report.document`."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class TierReport:
-    """One tier's figures. Attainment is None where its requests have no SLO or there were none.
+    """One tier's figures. Attainment is None if its requests have no SLO or there are none.
 
     `tpot_s` is over the requests' mean seconds per token after the first; goodput counts what met its SLO (without an SLO: what
     completed), per second of the window.
@@ -71,7 +71,7 @@ class TierReport:
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """How far the instrument itself can be trusted."""
+    """The reliability of the client itself."""
 
     sent_late_s: Quantiles
     loop_lag_s: Quantiles

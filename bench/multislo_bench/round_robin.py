@@ -1,6 +1,5 @@
-"""The demo's rival: the same router, shell and core, with plain round robin in the place of the placement. Run as a
-program of its own: `python -m multislo_bench.round_robin -f MANIFEST --port N --engine URL ...`. It holds nothing back
-and refuses nothing."""
+"""The demo's rival: the same router, shell and core, with plain round robin instead of the placement. Run as a separate program:
+`python -m multislo_bench.round_robin -f MANIFEST --port N --engine URL ...`. It holds nothing back and refuses nothing."""
 
 import asyncio
 import os

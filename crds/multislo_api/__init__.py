@@ -1,1 +1,1 @@
-"""What the programs tell each other and what users write: the manifest, and the fleet's documents."""
+"""The manifest, and the documents that programs exchange about a fleet."""

@@ -1,5 +1,5 @@
-"""The rules of `multislo_api.rules` once more, in the language of an API server (CEL): the CRD carries them, so that `kubectl apply`
-refuses what `multislo check` refuses. Keyed by the place that each rule is about; asked by `multislo_api.crd`.
+"""The rules of `multislo_api.rules` in the API server's language (CEL): the CRD carries them, so that `kubectl apply` refuses what
+`multislo check` refuses. Keyed by the place of each rule; used by `multislo_api.crd`.
 
 `has()` stands wherever a field may be absent; every other field has a default, which the server fills in before it asks.
 """
@@ -195,7 +195,7 @@ def rules_at(path: str) -> list[dict[str, Any]]:
 
 
 def pattern_rule(pattern: str, legal: str) -> dict[str, Any]:
-    """A pattern with words for those who do not read patterns; `pattern` alone, and the server shows nothing else."""
+    """A pattern with a message in words; with `pattern` alone, the server shows only the pattern."""
     return _rule(f"self.matches({_quoted(pattern)})", f'"%s" must be {legal}', "self", fallback=f"must be {legal}")
 
 

@@ -1,5 +1,5 @@
-"""What no single field of a manifest can tell: rules over two fields or more. Called by `multislo_api.manifest` on the raw document
-beside the field checks; a rule looks only at values that are legal by themselves, so one mistake is told once.
+"""Rules over two or more fields of a manifest. Called by `multislo_api.manifest` on the raw document beside the field checks; a rule
+looks only at values that are legal by themselves, so each mistake is reported once.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,5 +1,5 @@
-"""What a single value of a manifest may be: names, paths, counts, cron expressions, each with its bounds and with `Legal`, the same in the
-words that a problem uses. Used by `kind`, whose parts are made of them.
+"""Single values of a manifest: names, paths, counts, cron expressions, each with its bounds and with `Legal`, the same in the words of
+a problem. Used by `kind`, whose parts are made of them.
 """
 
 from dataclasses import dataclass

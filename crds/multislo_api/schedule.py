@@ -1,4 +1,4 @@
-"""The floors that a manifest's schedule puts under its tiers at a given time. Pure arithmetic on the calendar: the caller reads the
+"""The minima that a manifest's schedule sets for its tiers at a given time. Pure arithmetic on the calendar: the caller reads the
 clock. Called by the operator's actuators before they ask for a plan.
 """
 

@@ -2,7 +2,7 @@
 CRD's schema of the status is generated from here.
 
 `status_document(status)` is the object to apply; `status_from(object)` reads back what an object holds, tolerant of a newer operator's
-fields and of damage: a status is only ever a report, so one that cannot be read is one that is not there.
+fields and of damage: a status is only a report, so one that cannot be read counts as absent.
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@ the emulator from its event loop.
 
 It imitates vLLM's v1 engine: iterations, each planned by a planner when the one before has ended; chunked prefill,
 the last chunk of which yields the first token; KV cache in blocks; preemption by recomputation when there is no
-block left. An iteration takes what the latency model says of its batch, times `jitter()`; a planner that believes otherwise is corrected
-by what iterations take.
+block left. An iteration takes the latency model's time for its batch, times `jitter()`. A planner that believes otherwise is corrected
+by measured iterations.
 """
 
 from bisect import bisect_left, insort

@@ -1,5 +1,5 @@
-"""The terms of the engine model: what an engine was started with, what a request asks of it, and what an iteration yields. Values alone;
-whoever runs a model speaks in them."""
+"""The terms of the engine model: what an engine was started with, what a request asks of it, and what an iteration yields. Plain
+values, used by all code that runs a model."""
 
 from dataclasses import dataclass, field
 from math import inf

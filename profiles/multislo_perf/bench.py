@@ -1,4 +1,4 @@
-"""What one question to the latency model costs. Called by `multislo profile bench`; its goal is under 2 us a prediction, because the
+"""The time of one call of the latency model. Called by `multislo profile bench`; its goal is under 2 us a prediction, because the
 router asks several times a request and a planner several times an iteration."""
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True, slots=True)
 class PredictCost:
-    """Microseconds of one call, the best of several rounds: the others had company on the machine."""
+    """Microseconds of one call, the best of several rounds: in the others the machine did other work."""
 
     question: str
     us: float

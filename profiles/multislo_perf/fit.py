@@ -1,5 +1,5 @@
-"""Makes a profile: fits the law of `multislo_perf.latency` to measured kernel times, or scales a profile to a smaller accelerator.
-Called by `multislo profile fit` and `derive`."""
+"""Makes a profile: fits the latency model to measured kernel times, or scales a profile to a smaller accelerator. Called by `multislo
+profile fit` and `derive`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ DIGITS = 4  # of a printed coefficient; the errors are those of the printed ones
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a profile says beside the tables: names, memory, and the assumptions."""
+    """The contents of a profile besides the tables: names, memory, assumptions."""
 
     tables: str
     model: str
@@ -78,7 +78,7 @@ RECIPES = {
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What no table says."""
+    """Values that no table contains."""
 
     # An independent public figure for H100 and this model is 6.96 + 0.042 B ms at 0.6k context, B decodes. It is 1.1 ms more than
     # the kernels alone at 32 decodes (0.9 at 1, 1.3 at 64).

@@ -1,5 +1,5 @@
-"""Measured kernel times (the CSV files of `multislo profile fit --sources`) and the whole iterations composed of them, which the law
-of `multislo_perf.latency` is fitted to. Called by `fit`."""
+"""Measured kernel times (the CSV files of `multislo profile fit --sources`) and whole iterations composed of them, to which the
+latency model is fitted. Called by `fit`."""
 
 import csv
 from dataclasses import dataclass

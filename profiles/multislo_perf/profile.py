@@ -1,5 +1,5 @@
-"""The latency profile: one YAML file that says how fast an engine is, how much it holds, how long it takes to start, and where those
-numbers came from. Router, operator, emulator and simulator load one by name or path; `multislo profile` writes them.
+"""The latency profile: one YAML file with the speed of an engine, its KV capacity, its start-up time, and the source of these numbers.
+Router, operator, emulator and simulator load one by name or path; `multislo profile` writes them.
 
 A person's file is read strictly. With a list `ignored`, the profile may come from a newer version (through an API server, from a newer
 operator): fields that this version does not know are left out, and their paths are added to the list."""
@@ -29,7 +29,7 @@ class ProfileInvalid(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the programs need of a profile."""
+    """The part of a profile that programs use."""
 
     name: str
     model: str
@@ -82,7 +82,7 @@ class Engine(_Part):
 
 
 class LatencyCoefficients(_Part):
-    """The law of `multislo_perf.latency`, in units in which a coefficient has a few digits before its point."""
+    """The coefficients of the latency model, in units that give each a few digits before its point."""
 
     fixed_ms: Coefficient
     weights_ms: Coefficient
@@ -110,7 +110,7 @@ class LatencyCoefficients(_Part):
 
 
 class Range(_Part):
-    """Both ends belong to it."""
+    """A closed range."""
 
     min: Count
     max: Count
@@ -123,7 +123,7 @@ class Range(_Part):
 
 
 class ValidRanges(_Part):
-    """The iterations that the law was fitted to; outside of them it is an extrapolation."""
+    """The range of iterations that the model was fitted to; outside of it, it extrapolates."""
 
     tokens: Range = Field(description="Tokens in an iteration: its decodes and its chunks'.")
     decodes: Range = Field(description="Decodes in an iteration.")
@@ -155,7 +155,7 @@ class GroupError(_Part):
 
 
 class Fit(_Part):
-    """Error of the law, on iterations held out of the fit."""
+    """Error of the model on iterations held out of the fit."""
 
     rows: Count = Field(description="Whole iterations that the law was fitted to.")
     held_out: Count

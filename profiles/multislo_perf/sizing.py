@@ -1,5 +1,5 @@
-"""What a latency model means for an instance of a tier: its token budget, the TTFT of an idle one, the SLOs that it cannot meet.
-Pure; called by the operator (flags of an engine), by checks that warn, and by `multislo profile show`."""
+"""Sizes that follow from a latency model for an instance of a tier: its token budget, the TTFT of an idle instance, the SLOs that it
+cannot meet. Pure; called by the operator (flags of an engine), by checks that warn, and by `multislo profile show`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ SLACK_ITERATIONS = 2.0  # a prefill may take the slack that a decode has saved u
 
 @dataclass(frozen=True, slots=True)
 class Unattainable:
-    """An SLO that an instance misses even when it has nothing else to do."""
+    """An SLO that even an idle instance misses."""
 
     slo: Literal["ttft", "tpot"]
     asked_s: float

@@ -88,7 +88,7 @@ def _load_alone(instance: Instance, request: Request, now: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WithoutSlack(SloAware):
-    """An iteration takes at most its fraction of the tightest TPOT: what decodes are early by is not seen."""
+    """An iteration takes at most its fraction of the tightest TPOT; the slack of early decodes is ignored."""
 
     def _slacks(self, now: float, view: EngineView) -> NDArray[np.float64]:
         return np.minimum(SloAware._slacks(self, now, view), view.decodes.tpot_s)
@@ -106,7 +106,7 @@ class WithAllDecodes(SloAware):
 
 @dataclass(frozen=True, slots=True)
 class InOrderOfArrival(SloAware):
-    """Prefills as they came."""
+    """Prefills in order of arrival."""
 
     def order(self, job: Job) -> tuple[float, ...]:
         return (job.sequence,)
@@ -134,7 +134,7 @@ class WithFixedChunk(SloAware):
 
 @dataclass(frozen=True, slots=True)
 class WithOneCap(SloAware):
-    """The usual cap for everybody."""
+    """The usual cap for all prompts."""
 
     def _cap(self, now: float, prefills: list[Job]) -> int:
         return self.chunk_tokens_max

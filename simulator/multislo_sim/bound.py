@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What each request takes at least, one element each."""
+    """The least cost of each request, one element each."""
 
     work_s: Floats
     """Instance-seconds of its tokens, in the fullest batches."""

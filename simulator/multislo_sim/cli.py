@@ -1,4 +1,4 @@
-"""`multislo simulate`: what a placement attains on a simulated fleet, and the experiments that compare it with others."""
+"""`multislo simulate`: the attainment of placements on a simulated fleet, and the experiments that compare them with others."""
 
 import json
 from collections.abc import Sequence

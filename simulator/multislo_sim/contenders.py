@@ -1,6 +1,7 @@
-"""Who is compared, with what each may tune: a router, a planner inside the engines, and start-up flags. Called by the experiments.
+"""The contenders and their knobs: a router, a planner inside the engines, and start-up flags. Called by the experiments.
 
-`knobs` are the values searched on the tuning trace (the Azure conversation trace), `chosen` what won there and is used everywhere else.
+`knobs` are the values searched on the tuning trace (the Azure conversation trace), `chosen` the values that won there; they are used
+everywhere else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,7 @@ class Setup:
     stock_half: Mapping[float, int] | None = None
     """Every other instance has a stock engine with these budgets, by TPOT."""
     door: Door | None = None
-    """Who it turns away where rejection is allowed; None: whom its tiers' `Overload.REJECT` does."""
+    """What it refuses where rejection is allowed. None: what `Overload.REJECT` of its tiers refuses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""A fleet with prefill and decode apart: one production `RouterCore` before the prefill instances, another before the decode instances.
-Called by `multislo simulate disaggregated`.
+"""A fleet with prefill and decode on separate instances: one production `RouterCore` for the prefill instances, another for the decode
+instances. Called by `multislo simulate disaggregated`.
 
-A request's prefill ends with its first token; then its KV is carried over, and it arrives at the second core, where its second token is
-due one TPOT after the first was. No prefill waits for a decode, so the first fleet is played to its end before the second begins: what
-each does is the same as if both ran side by side on one clock.
+A request's prefill ends with its first token; then its KV is transferred, and it arrives at the second core, where its second token is
+due one TPOT after the first was. No prefill waits for a decode, so the first fleet is simulated to its end before the second begins.
+The result is the same as if both ran on one clock.
 """
 
 import gc
@@ -46,8 +46,8 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What a run of both fleets came to. Shares of the requests that count: `attained` by tier and over `all`, `first_attained` those
-    whose first token was in time. A run broken off has what it had so far, which is at most that."""
+    """The result of a run of both fleets. Shares of the requests that count: `attained` by tier and over `all`, `first_attained` those
+    whose first token was in time. A run that was stopped early has its values so far as upper limits."""
 
     attained: Mapping[str, float]
     first_attained: float

@@ -1,5 +1,5 @@
-"""Who is compared with prefill and decode apart, and with which knobs: a router before the prefill instances, one before the decode
-instances, engines, and how many instances prefill. Called by the experiment and its search."""
+"""The contenders with prefill and decode on separate instances, and their knobs: a router for each stage, engines, and the number of
+prefill instances. Called by the experiment and its search."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,8 @@ PREFILL_CHUNKS: tuple[Knob, ...] = (2048, 4096, 6144, 8192)
 MORE_PREFILL: tuple[Knob, ...] = (-1, 0, 1)
 """Prefill instances beyond what the fluid bound asks for: the trace decides how many that is, the policy how far from it is best."""
 DECODE_TOKENS = 2048
-"""Token budget of decode instances: more than decodes ever are there. It limits only who lost his KV and prefills again."""
+"""Token budget of decode instances, larger than their number of decodes ever is. It limits only requests that lost their KV and
+prefill again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Policy:
 
 
 def homes_up(instances: int) -> tuple[str, ...]:
-    """Home tiers in the shares of the classes, rounded up from the tightest on: who has no room at home may be promoted, but never the
-    other way round."""
+    """Home tiers in the shares of the classes, rounded up from the tightest on: a request without room at home may be promoted, but
+    never the other way round."""
     homes: list[str] = []
     for index, (tpot_s, share) in enumerate(POLYSERVE_TPOT_S):
         left = instances - len(homes) - (len(POLYSERVE_TPOT_S) - index - 1)
@@ -79,12 +80,12 @@ def homes_up(instances: int) -> tuple[str, ...]:
 
 
 def steady_iteration(instance: Instance, request: Request, now: float) -> float:
-    """Seconds of an iteration of all who are there: least predicted time, where nobody prefills."""
+    """Seconds of an iteration with all present requests: least predicted time on an instance without prefills."""
     return instance.pace.steady_s
 
 
 def pace_room(most: bool = False) -> Score:
-    """llm-d's headroom where nobody prefills: what the request's TPOT leaves over the predicted iteration; the least that is positive
+    """llm-d's headroom on an instance without prefills: the request's TPOT less the predicted iteration; the least that is positive
     (or the most), else the smallest deficit."""
 
     def score(instance: Instance, request: Request, now: float) -> float:

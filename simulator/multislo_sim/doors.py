@@ -1,5 +1,5 @@
-"""The front door of the setting with rejection: who has no admission of its own refuses at once a request whose first token it predicts
-late on the instance that it has chosen. Called by `trial`; multislo and PolyServe refuse by the tiers' own `Overload.REJECT`."""
+"""The front door of the setting with rejection: a policy without its own admission refuses at once a request whose first token it
+predicts late on the instance that it has chosen. Called by `trial`; multislo and PolyServe refuse by the tiers' own `Overload.REJECT`."""
 
 from multislo_router.core.instance import Instance
 from multislo_router.core.request import Request

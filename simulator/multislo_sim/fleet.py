@@ -1,5 +1,5 @@
-"""A fleet in simulated time: the production `RouterCore` before as many engine models as the scenario names, or as its scaler keeps.
-Jumps from event to event. Belief and truth are two objects: the core has its own latency model and sees tokens when they arrive; output
+"""A fleet in simulated time: the production `RouterCore` with as many engine models as the scenario names or its scaler keeps. Jumps
+from event to event. Belief and truth are two objects: the core has its own latency model and sees tokens when they arrive; output
 lengths and the true latency are the engines' alone."""
 
 from collections import deque
@@ -31,7 +31,7 @@ _PLANNERS = {e.Scheduler.FCFS: "fcfs", e.Scheduler.PRIORITY: "priority", e.Sched
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is simulated. `homes` names the home tier of each instance (None: warm pool)."""
+    """The scenario of a run. `homes` names the home tier of each instance (None: warm pool)."""
 
     core: CoreConfig
     homes: tuple[str | None, ...]
@@ -60,7 +60,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class Record:
-    """What became of one request."""
+    """The result of one request."""
 
     request: Request
     tier: str

@@ -27,7 +27,7 @@ LEAST_OF_BOUND = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """What is served, and how finely it is measured."""
+    """The workload, and the precision of the measurement."""
 
     profile: Profile
     lengths: tuple[Request, ...]

@@ -1,5 +1,5 @@
-"""The lives of a simulated fleet's instances: when each was started, served, and was stopped. Kept by `SimulatedFleet`, read by the
-experiments for what a fleet cost."""
+"""The lives of a simulated fleet's instances: when each was started, ready and stopped. Kept by `SimulatedFleet`; the experiments
+compute a fleet's cost from it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ RATE_MAX = 100_000.0
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be served."""
+    """The traffic to serve, and the goal."""
 
     lengths: Sequence[Request]
     """Prompt and output lengths of the traffic, in any order."""

@@ -1,7 +1,7 @@
 """Rival router policies on the production core's state: each is made by a function here and is then a function like `placement.pack`.
 
-All but PolyServe choose at once and never hold a request back. All get the same profile and the same check that KV memory is there: where
-no instance has it, all are candidates. What a paper leaves open is said where it was chosen; what can be tuned is an argument.
+All but PolyServe choose at once and never hold a request. All get the same profile and the same check of KV memory; if no instance has
+enough, all are candidates. Comments say what a paper leaves open; what can be tuned is an argument.
 """
 
 from collections.abc import Callable

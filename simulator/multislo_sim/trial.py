@@ -27,8 +27,8 @@ HOPELESS_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Seconds: of load before the requests that count arrive, while they arrive, and after it. There is no draining: load goes on to the
-    end, and who is not served by then is judged by the deadlines that have passed."""
+    """Seconds: of load before the requests that count arrive, while they arrive, and after it. There is no draining: load goes on to
+    the end, and unfinished requests are judged by the deadlines that have passed."""
 
     warmup_s: float = 100.0
     measured_s: float = 80.0
@@ -41,7 +41,8 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What a trial came to. `attained` by tier and over `all`; a run broken off has what it had so far, which is at most that."""
+    """The result of a trial. `attained` by tier and over `all`;a run that was stopped early has its attainment so far as an upper
+    limit."""
 
     attained: Mapping[str, float]
     requests: int

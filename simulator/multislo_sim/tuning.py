@@ -1,5 +1,5 @@
-"""The search of a contender's knobs on one workload, one knob after the other. Values are compared at one rate, just above what the best so
-far holds, which costs a run each and not a search. Called by `multislo simulate tune`."""
+"""The search of a contender's knobs on one workload, one knob after another. Values are compared at one rate, just above the best so
+far, which costs one run each instead of a search. Called by `multislo simulate tune`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A contender's best knobs at each of `LEVELS`, the rate that they hold, and how they were found."""
+    """A contender's best knobs at each of `LEVELS`,the rate that they attain, and how they were found."""
 
     policy: str
     knobs: Mapping[float, Mapping[str, Knob]]

@@ -1,6 +1,5 @@
-"""The emulator's door: what a client may ask of /v1/completions and /v1/chat/completions, and what is said of a wrong request.
-
-Only the fields with an effect on time are modelled; all others pass unseen, as they do in a server that implements them.
+"""Request bodies of the emulator: what a client may send to /v1/completions and /v1/chat/completions, and the errors for wrong
+requests. Only fields that affect timing are modelled; all others are accepted and ignored.
 """
 
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ class DetokenizeBody(_Part):
 
 @dataclass(slots=True)
 class Ask:
-    """A request that passed the door. `output_tokens_max` None: the client leaves the length to the model."""
+    """An accepted request. `output_tokens_max` None: the client leaves the length to the model."""
 
     model: str | None
     prompt_tokens: int

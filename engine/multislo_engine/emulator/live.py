@@ -1,6 +1,6 @@
 """Runs the engine model on the event loop's clock: one wake-up per iteration, whose tokens are handed to the requests' sinks.
 
-The model is never late, the machine may be: `lag` is how long after a token was due by the model it had been written.
+The model is never late, but the machine may be: `lag` is the time from a token's time by the model to its writing.
 """
 
 import asyncio

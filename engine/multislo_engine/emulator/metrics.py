@@ -1,7 +1,7 @@
-"""What the emulator says of itself at /metrics: vLLM's names and labels, and its own lag. Counting is plain arithmetic; the
-Prometheus text is made when it is asked for.
+"""The emulator's metrics at /metrics: vLLM's names and labels, and its own lag. Counting is plain arithmetic; the Prometheus text is
+made at a scrape.
 
-Names and buckets are vLLM's (vllm/v1/metrics/loggers.py), so that a dashboard or a scaler made for vLLM reads them.
+Names and buckets are vLLM's (vllm/v1/metrics/loggers.py), so that dashboards and scalers made for vLLM can read them.
 """
 
 from bisect import bisect_left

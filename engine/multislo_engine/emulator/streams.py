@@ -1,7 +1,7 @@
 """Where a request's tokens go: `StreamSink` writes each to the client's connection as it is made, `WholeSink` counts them.
 
-A stream writes to the transport itself: no task wakes up for a token. A client that reads slowly does not hold up the others and
-costs no memory: what it has not been sent is a number of tokens, sent as one event when there is room again.
+A stream writes directly to the transport, so no task wakes up for a token. A client that reads slowly does not delay others and costs
+no memory: its unsent tokens are only a count, and are sent as one event when there is room again.
 """
 
 import asyncio

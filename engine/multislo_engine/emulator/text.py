@@ -1,7 +1,7 @@
 """The emulator's tokenizer: a token is four bytes of UTF-8. Used to count prompts and to write answers.
 
-Four, because that is about what real tokenizers make of English, and because the word `tok` with a space is four bytes: a prompt of
-exactly N tokens is `"tok " * N`, and the answer of N tokens, sent back as a prompt, counts N.
+Four, because real tokenizers make about that of English, and because the word `tok` with a space is four bytes: a prompt of exactly N
+tokens is `"tok " * N`, and the answer of N tokens, sent back as a prompt, counts N.
 """
 
 TOKEN_BYTES = 4

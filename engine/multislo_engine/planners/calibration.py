@@ -1,5 +1,5 @@
-"""What an engine learns of its own speed: the planner that believes a latency model gets one corrected by what iterations have really
-taken. Pure: whoever runs the iterations (the engine model, a plug-in) tells how long each took, and plans with what `observe` returns."""
+"""An engine's learning of its own speed: a planner with a latency model gets one corrected by the measured time of its iterations.
+Pure: the code that runs iterations reports each one's time and then plans with what `observe` returns."""
 
 from multislo_engine.planners.planner import Believing, Planner
 from multislo_engine.planners.view import EngineView, Plan

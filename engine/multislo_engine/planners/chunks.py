@@ -1,4 +1,4 @@
-"""What several planners share: who of the waiting may be admitted, and how chunks are cut to a budget of seconds."""
+"""Code shared by several planners: which waiting jobs may be admitted, and how chunks are cut to a budget of seconds."""
 
 from collections.abc import Iterable
 from math import inf
@@ -11,7 +11,7 @@ WAITING_CONSIDERED = 16
 
 
 def admissible(view: EngineView, queue: Iterable[Job]) -> list[Job]:
-    """Of the waiting, in this order, those that free KV blocks and seats allow; nobody smaller passes one that does not fit, or it might
+    """The waiting jobs, in this order, that free KV blocks and seats allow; no smaller job passes one that does not fit, or it might
     wait for ever."""
     if not view.admitting:
         return []

@@ -1,5 +1,5 @@
-"""What a planner is: the protocol that the engine model asks, and the one of planners that can learn. Interfaces alone: never compiled, so
-that any class with these methods is a planner."""
+"""What a planner is: the protocol that the engine model asks, and the one of planners that can learn. Interfaces only: never compiled,
+so that any class with these methods is a planner."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,6 +1,6 @@
 """Planners of published systems, rebuilt from their papers as rivals to compare with: PolyServe's dynamic chunk and QoServe's hybrid
-priority with relegation. Where a paper is silent the docstring says what was chosen. Their latency
-model is corrected by what iterations take, as ours is: a rival's chance, not its paper's word."""
+priority with relegation. Docstrings say what was chosen where a paper is silent. Their latency model is corrected by measured
+iterations, as ours is, although their papers do not say so."""
 
 from dataclasses import dataclass, replace
 from heapq import nsmallest
@@ -20,7 +20,7 @@ SORTED_MAX = 128
 @dataclass(frozen=True, slots=True)
 class DynamicChunk:
     """PolyServe (arXiv 2507.17769, dynamic chunking): the chunk is the largest whose iteration keeps the tightest TPOT of those that
-    decode here. It spends no slack. In order of arrival, or of deadlines. Chosen: a cap where nobody decodes."""
+    decode here. It spends no slack. Prefills are in order of arrival, or of deadlines. Chosen: a cap if there are no decodes."""
 
     latency: LatencyModel
     by_deadline: bool = False
@@ -56,9 +56,10 @@ class DynamicChunk:
 @dataclass(frozen=True, slots=True)
 class QoServe:
     """QoServe (ASPLOS'26; Niyama, arXiv 2503.22562): the chunk is the largest within the least slack of the decodes; prefills by
-    deadline plus `alpha` seconds for each token still to prefill (between earliest deadline and shortest job, more with load); what
-    cannot be in time any more is relegated behind all others. Prefills preempt each other, decodes never. Chosen: alpha rises from its
-    least to its most as the prefill work here goes from nothing to `busy_s`; a decode that is late already limits no chunk."""
+    deadline plus `alpha` seconds for each token still to prefill (between earliest deadline and shortest job, more with load);
+    requests that can no longer be in time are relegated after all others. Prefills preempt each other, decodes never. Chosen: alpha
+    rises from its least to its most as the prefill work here goes from nothing to `busy_s`; a decode that is already late limits no
+    chunk."""
 
     latency: LatencyModel
     slack_fraction: float = 1.0

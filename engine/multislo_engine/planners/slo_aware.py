@@ -1,4 +1,4 @@
-"""A planner that spends slack: it knows when each request's next token is due and shapes every iteration by that.
+"""A planner that uses slack: it knows when each request's next token is due and forms every iteration by that.
 
 Six rules:
 - prefills in order of their deadline, one under way may be overtaken;
@@ -26,9 +26,9 @@ from multislo_perf.latency import LatencyModel
 
 _DUE = attrgetter("due_s")
 ERRORS = 6.0
-"""So many times the mean error of what was predicted, an iteration may take longer than that and still be within the slack: hundreds of
-tokens make one request, and one of them late is one too many. (Iterations that vary by 20 %, Azure's lengths: 0 attains .65, 3 .84,
-6 .97, 8 .98, 10 .87, since shorter iterations are more fixed cost.)"""
+"""An iteration may exceed its prediction by this many mean errors and still be within the slack. A request has hundreds of tokens, and
+a single late one makes it miss. (Iterations that vary by 20 %, Azure's lengths: 0 attains .65, 3 .84, 6 .97, 8 .98, 10 .87, since
+shorter iterations are more fixed cost.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +37,22 @@ class SloAware:
 
     latency: LatencyModel
     slack_fraction: float = 0.85
-    """Of the least slack, what an iteration may take. The rest pays for the belief's error: .85 attains 51 req/s
-    where .95 attains 36 (99 % of requests in time, long prompts)."""
+    """The share of the least slack that an iteration may take. The rest pays for the belief's error: .85 attains 51 req/s where .95
+    attains 36 (99 % of requests in time, long prompts)."""
     chunk_tokens_max: int = 4096
-    """A longer iteration wastes less of the time on its fixed cost (5 % of 2,048 tokens, 2.5 % of 4,096), but whoever arrives meanwhile
-    waits for its end."""
+    """A longer iteration wastes less of the time on its fixed cost (5 % of 2,048 tokens, 2.5 % of 4,096), but requests that arrive
+    meanwhile wait for its end."""
     chunk_tokens_tight: int = 8192
-    """The cap where the first prefill would not be in time but for the fixed cost of iterations that this saves."""
+    """The cap if the first prefill is in time only with the fixed cost of iterations that this saves."""
     tight_share: float = 0.9
     """A prefill is tight whose work, in chunks of the usual cap, takes more than this share of the time until it is due."""
     chunk_tokens_min: int = 16
-    """What a prefill gets however tight the decodes are: it must end some day, and so few tokens hide behind the
-    weights."""
+    """What a prefill gets however tight the decodes are: it must finish eventually, and so few tokens cost nothing while the weights
+    are read."""
     pressed_margin: float = 2.0
     """A prefill is pressed when its deadline is nearer than this times the work that is due by then."""
     waiting_considered: int = 16
-    """So many of the waiting are looked at an iteration: more never fit in one."""
+    """Waiting jobs that are considered per iteration: more never fit in one."""
 
     @property
     def name(self) -> str:
@@ -136,8 +136,8 @@ class SloAware:
     def _least(self, slacks: NDArray[np.float64]) -> float:
         """The least slack that an iteration has to respect.
 
-        A decode that is lost (due before the shortest iteration could end) holds nobody back: were it owed its pace
-        still, the late would slow the engine down until everybody is late. It is never left out, so it does not starve.
+        A decode that will be late (due before the shortest iteration could end) does not limit the iteration. If it still did, late
+        decodes would slow the engine down until all are late. It is never left out, so it does not starve.
         """
         shortest_s = self.latency.tokens_s(1)
         least_s = float(slacks.min())
@@ -175,9 +175,8 @@ class SloAware:
     ) -> Slots | None:
         """The decodes that cannot sit this iteration out: after it and another like it, their next token would be late.
 
-        `iteration_s` is never less than the tightest TPOT. If it were the little slack that is left just now,
-        everybody would be left out until his last moment, and iterations would become so short that they are nothing
-        but their fixed cost.
+        `iteration_s` is never less than the tightest TPOT. If it were the small slack at this moment, every decode would be left out
+        until its last chance, and iterations would become so short that they are only fixed cost.
         """
         if prefilling:
             iteration_s = min(iteration_s, self.latency.tokens_s(min(self.chunk_tokens_max, view.batch_tokens)))

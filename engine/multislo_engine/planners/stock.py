@@ -1,10 +1,9 @@
-"""vLLM's own scheduler (v1), as far as time and memory are concerned: what an engine does that knows nothing of SLOs.
+"""vLLM's own scheduler (v1), as far as time and memory are concerned: an engine that does not know SLOs.
 
 A static token budget. The running come first, in order of admission, so decodes are never held back and a prefill
-under way is continued before another begins; what is left of the budget admits the waiting, in order of arrival or
-by `priority`. A prompt is admitted only if all of it fits in the free KV blocks beside what the prefills under way
-will take (`scheduler_reserve_full_isl`, vLLM's default), and nobody is passed over: the first that does not fit ends
-the admission.
+under way is continued before another begins; the rest of the budget admits waiting jobs, in order of arrival or by `priority`. A
+prompt is admitted only if all of it fits in the free KV blocks beside what the prefills under way will take
+(`scheduler_reserve_full_isl`, vLLM's default), and no job is skipped: the first that does not fit ends the admission.
 """
 
 from itertools import islice

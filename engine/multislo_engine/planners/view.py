@@ -69,7 +69,7 @@ class Decodes:
     """The jobs past their prefill, one slot each, as parallel arrays: an iteration costs a few array operations and not a loop.
 
     Arrays hold numbers of steps, not counts that every step would have to change: all that took part in every step since they
-    joined have made `steps - born` tokens. Whoever sits a step out has his numbers moved by one instead.
+    joined have made `steps - born` tokens. A job that is left out of a step has its numbers moved by one instead.
     """
 
     __slots__ = (
@@ -261,7 +261,7 @@ class EngineView:
     decode_kv_tokens: int = 0
     """Sum of `tokens` over `decodes`."""
     admitting: bool = True
-    """False in an iteration that had to preempt: nobody is admitted in it."""
+    """False in an iteration that had to preempt: it admits no job."""
 
     def blocks(self, tokens: int) -> int:
         """KV blocks that hold `tokens`."""

@@ -1,5 +1,5 @@
-"""Our latency law in the two forms that NVIDIA's parts take: tables that its mocker interpolates, and passes that its planner learns from.
-And how far the mocker's passes are from the law. Called by `replay`."""
+"""Our latency model in the two forms that NVIDIA's parts need: tables that its mocker interpolates, and passes that its planner learns
+from. Also compares the mocker's passes with the model. Called by `replay`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A day's requests for both sides, our fleet's run of them, and one judgement of what was in time. Called by the experiment `dynamo`."""
+"""A day's requests for both sides, our fleet's run of them, and one measure of what was in time. Called by the experiment `dynamo`."""
 
 import gc
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What both sides get."""
+    """The scenario of both sides."""
 
     profile: Profile
     requests: tuple[Request, ...]

@@ -1,4 +1,4 @@
-"""Runs NVIDIA's replay as a subprocess of another interpreter on requests of ours, and reads what came of it. Called by the experiment
+"""Runs NVIDIA's replay as a subprocess of another interpreter on requests of ours, and reads the result. Called by the experiment
 `dynamo`."""
 
 import json
@@ -23,12 +23,12 @@ SAID_OF_ERROR = 2000
 
 
 class ReplayFailed(RuntimeError):
-    """Their replay could not be run, or said something else than expected."""
+    """Their replay could not be run, or printed something unexpected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One run: what the planner is told of the SLO, and how it is set up otherwise."""
+    """One run: the SLO that the planner is told, and its other settings."""
 
     name: str
     ttft_s: float
@@ -63,7 +63,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What became of one request: seconds from its arrival to its first and to its last token; infinite where there is none."""
+    """The result of one request: seconds from its arrival to its first and to its last token; infinite where there is none."""
 
     first_s: float
     last_s: float

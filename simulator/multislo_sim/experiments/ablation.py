@@ -1,4 +1,4 @@
-"""`multislo simulate ablation`: what each part of multislo is worth, by switching it off."""
+"""`multislo simulate ablation`: the value of each part of multislo, by switching it off."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The options that every experiment has, and what they come to. An experiment's command is a function of an `Asked` under `@experiment`."""
+"""The options of all experiments, and their values. An experiment's command is a function of an `Asked` under `@experiment`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ QUICK = Window(20.0, 20.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an experiment is asked for."""
+    """The options of one experiment."""
 
     profile: Profile
     lengths: tuple[Request, ...]
@@ -50,7 +50,7 @@ class Asked:
         return QUICK if self.quick else Window()
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of how it came about."""
+        """The settings that a report contains."""
         return {
             "workload": self.workload,
             "instances": self.instances,

@@ -1,5 +1,5 @@
-"""How experiments show what they found: rows as a table, a report as JSON, a figure as PNG; and how they run their parts in processes.
-Called by every experiment."""
+"""Output of experiments: rows as a table, a report as JSON, a figure as PNG. Also runs their parts in processes. Called by every
+experiment."""
 
 import json
 import time

@@ -1,5 +1,5 @@
-"""Who decides how many instances a simulated fleet has: the protocol that the simulator asks. `ours` is the production law, `rivals`
-are the published ones."""
+"""The protocol by which a simulated fleet asks how many instances it should have. `ours` is the production law, `rivals` are the
+published ones."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,8 +10,8 @@ from multislo_router.core.status import CoreStatus
 
 
 class Scaler(Protocol):
-    """One for each run: it may remember. The simulator asks every `every_s` seconds and carries the actions out at once; a started
-    instance serves after its start-up time, a drained one goes on with what it holds until a Stop."""
+    """One per run; it may have state. The simulator asks every `every_s` seconds and carries the actions out at once. A started
+    instance serves after its start-up time. A draining one finishes its requests until a Stop."""
 
     every_s: float
 

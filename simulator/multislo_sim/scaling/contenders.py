@@ -1,5 +1,5 @@
-"""Who scales in the experiments: a law with a router and engines, and the settings that are searched, from the leanest to the most
-generous. Called by the experiments `day` and `cost`."""
+"""The scaling contenders of the experiments: a law with a router and engines, and the settings that are searched, from the leanest to
+the most generous. Called by the experiments `day` and `cost`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STARTUP_MEAN_S = sum(STARTUP_S) / 2.0
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """`group`: ours, shared (over our router) or static (a Deployment a tier, its own router)."""
+    """`group`: ours, shared (over our router) or static (one Deployment and router per tier)."""
 
     name: str
     group: str
@@ -159,7 +159,7 @@ SCALED = (
     ),
 )
 USUALLY = ("multislo", "hpa_work_shared", "hpa_work_shared_60s", "hpa_work", "hpa_work_by_tier", "llm_d", "polyserve")
-"""Those that are run where nobody says which: ours, the HPA at its best over the same router, and who is likely to be the best apart."""
+"""The default contenders: multislo, the best HPAs over the same router, and the likely best ones with separate tiers."""
 
 
 def scaled_named(name: str) -> Scaled:

@@ -1,4 +1,4 @@
-"""What an operator would see of a simulated fleet. Called by `SimulatedFleet` each time it asks its scaler."""
+"""A simulated fleet as an operator would observe it. Called by `SimulatedFleet` each time it asks its scaler."""
 
 from collections.abc import Iterable, Sequence
 

@@ -13,7 +13,8 @@ UNLIMITED = 10_000
 
 
 class Decide:
-    """`decide` of one fleet. The operator asks it each second; asked every two, a run is a fifth faster and starts come a second later."""
+    """`decide` for one fleet. The operator calls it every second. Called every two seconds, a run is a fifth faster, and starts come a
+    second later."""
 
     def __init__(self, spec: FleetSpec, every_s: float = 2.0) -> None:
         self.spec = spec

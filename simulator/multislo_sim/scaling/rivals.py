@@ -1,7 +1,7 @@
-"""The published laws of scaling: the Kubernetes HPA on several metrics (KEDA feeds the same HPA), llm-d's saturation law, PolyServe as
-written. Each scales groups of tiers, like so many Deployments. Called by the simulated fleet.
+"""The published scaling laws: the Kubernetes HPA on several metrics (KEDA feeds the same HPA), llm-d's saturation law, PolyServe as
+described. Each scales groups of tiers as separate Deployments. Called by the simulated fleet.
 
-All get fresh figures, no metrics pipeline's delay, and drains that wait for the last request. What a source leaves open is said.
+All get fresh figures, no metrics pipeline's delay, and drains that wait for the last request. Comments say what a source leaves open.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ class Group:
 
 
 class Law(Protocol):
-    """One for each group: it may remember."""
+    """One per group; it may have state."""
 
     every_s: float
 
@@ -153,8 +153,9 @@ class Saturation:
 
 
 class OnPending:
-    """PolyServe's words (arXiv 2507.17769): one more when requests start pending, one less when the last instance is empty at the periodic
-    check. Left open there: the check's period, and whether a tier waits for what starts already."""
+    """PolyServe as described (arXiv 2507.17769): one more instance when requests start pending, one less when the last instance is
+    empty at the periodic check. The paper leaves open the check's period, and whether a tier waits for instances that are already
+    starting."""
 
     def __init__(self, every_s: float = 5.0, waits_for_start: bool = True) -> None:
         self.every_s = every_s
@@ -173,8 +174,8 @@ COLD_S = 60.0
 
 
 class Deployments:
-    """A law for each group of tiers, and what a Deployment does with its answer: starts at once, and on the way down what starts goes
-    first, then the least loaded (Kubernetes would take the youngest)."""
+    """A law for each group of tiers, and a Deployment's reaction to its answer: instances start at once. Starting instances are
+    removed first, then the least loaded (Kubernetes would take the youngest)."""
 
     def __init__(self, groups: Sequence[Sequence[str]], laws: Sequence[Law], instances_max: int = 1000) -> None:
         self._groups = [tuple(group) for group in groups]

@@ -1,4 +1,4 @@
-"""The least that a law of scaling costs at an attainment: its settings are tried from a likely one until the leanest that reaches it is
+"""The least cost of a scaling law at an attainment: its settings are tried from a likely one until the leanest that attains it is
 known. Called by the experiments `day` and `cost`."""
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What is played on; every law gets the same loads."""
+    """The scenario; every law gets the same loads."""
 
     profile: Profile
     lengths: tuple[Request, ...]

@@ -1,5 +1,5 @@
-"""One run of a fleet that scales itself under a load that changes: what was in time, and what it cost in instance-seconds. Called by the
-experiments `day` and `cost`."""
+"""One run of an autoscaled fleet under a changing load: the share in time, and the cost in instance-seconds. Called by the experiments
+`day` and `cost`."""
 
 import gc
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ BIN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A day's requests, what they are played on, and the part that counts."""
+    """A day's requests, their scenario, and the part that counts."""
 
     profile: Profile
     requests: Sequence[Request]
@@ -60,7 +60,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`attained` by tier and over `all`; of a run that was broken off it is 0 over all. `instance_s` within the part that counts."""
+    """`attained` by tier and over `all`;for a run that was stopped early it is 0 over all. `instance_s` within the part that counts."""
 
     attained: Mapping[str, float]
     instance_s: float

@@ -1,2 +1,2 @@
-"""What a manifest's fleet would do with a user's own traffic: what it attains, how many accelerators it takes, and what another SLO, tier
-or accelerator would change. Behind `multislo simulate --manifest` and `multislo plan`."""
+"""A manifest's fleet under a user's own traffic: its attainment, its accelerators, and the effect of another SLO, tier or accelerator.
+Used by `multislo simulate --manifest` and `multislo plan`."""

@@ -1,5 +1,5 @@
-"""One row of the what-if: a case on the trace's slices, with the autoscaler and, where asked for, on the least fixed fleet; and what is
-reported of it. `row` runs in processes of its own."""
+"""One row of the what-if: a case on the trace's slices with the autoscaler and, if requested, on the smallest fixed fleet; and its
+report. `row` runs in separate processes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ POINTS_MAX = 400
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a row is asked."""
+    """The input of a row."""
 
     name: str
     manifest: MultiSLOServing
@@ -30,7 +30,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The answer."""
+    """The result of a row."""
 
     question: Question
     played: Sequence[Played]

@@ -1,5 +1,5 @@
-"""A manifest with its profile, as the simulator needs them: what the router believes, what the engines truly do, and what the autoscaler is
-told. Called by whatever plays a manifest's fleet."""
+"""A manifest with its profile for the simulator: the router's belief, the engines' truth, and the autoscaler's view. Called by all
+code that simulates a manifest's fleet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ _NO_SCHEDULE = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One fleet as a manifest describes it."""
+    """One fleet of a manifest."""
 
     name: str
     manifest: MultiSLOServing

@@ -192,7 +192,7 @@ def notes(
     whole: bool,
     shares: str | None,
 ) -> list[str]:
-    """What whoever reads the answer should know of it."""
+    """Remarks that a reader of the answer needs."""
     said = []
     unnamed = sum(request.tier is None for request in raw)
     if unnamed and shares is None and len(cases[0].tiers) > 1:

@@ -1,5 +1,5 @@
-"""Plays a case on a part of its traffic: with the production autoscaler, or on a fleet of fixed size, and judges it as the router would.
-Called by the what-if, by the search for the least fleet and by `multislo plan`; runs in processes of their own."""
+"""Simulates a case on a part of its traffic, with the production autoscaler or on a fleet of fixed size, and judges it like the
+router. Called by the what-if, by the search for the smallest fleet and by `multislo plan`; runs in separate processes."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ class Moment:
 
 @dataclass(slots=True)
 class Played:
-    """What a part came to."""
+    """The result of a part."""
 
     part: Slice
     tiers: dict[str, Tally]
@@ -72,7 +72,7 @@ class Played:
 
 
 class Recorded:
-    """A scaler that is listened to: what it was shown is kept. It is asked for the first time at `SETTLED_S`."""
+    """Wraps a scaler and records what it was shown. It is first asked at `SETTLED_S`."""
 
     def __init__(self, scaler: Scaler) -> None:
         self.scaler = scaler

@@ -1,8 +1,8 @@
-"""The least fleet of fixed size that attains a goal in every tier: counts of instances by tier, searched with the simulator. Called by the
-what-if and by `multislo plan`.
+"""The smallest fleet of fixed size that attains a goal in every tier: counts of instances by tier, searched with the simulator. Called
+by the what-if and by `multislo plan`.
 
-The total is searched first, from the fluid bound upwards, split over the tiers by their work; then one instance after the other is taken
-away from each tier, as long as the goal still holds.
+The total is searched first, from the fluid bound upwards, split over the tiers by their work; then instances are removed from each
+tier one by one, as long as the goal still holds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ ATTAINMENT_MAX = 0.9999
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Least and most instances of each tier, and of all."""
+    """Fewest and most instances of each tier, and of all."""
 
     least: Counts
     most: Counts
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the search came to."""
+    """The result of the search."""
 
     counts: dict[str, int] | None
     """None: no fleet that was tried attains the goal."""

@@ -1,4 +1,4 @@
-"""The what-if's answer for people: tables, and a picture. Called by its command."""
+"""The what-if's answer as tables and as a picture. Called by its command."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise

@@ -1,5 +1,5 @@
-"""A user's own traffic: a trace's requests by their own stamps, so many times as many users, each with a tier; and the windows of a long
-trace that stand for the whole. Called by the what-if and by `multislo plan`."""
+"""A user's own traffic: a trace's requests by their own stamps, with a factor on the number of users, each with a tier; and the slices
+of a long trace that represent the whole. Called by the what-if and by `multislo plan`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,8 +93,8 @@ def assigned(case: Case, requests: Sequence[Request], shares: Mapping[str, float
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A part of the trace that is played: [start_s, start_s + length_s) counts, what comes `warmup_s` before and `after_s` behind is
-    load alone. It stands for `weight` times its length."""
+    """A part of the trace that is played: [start_s, start_s + length_s) counts, the `warmup_s` before and the `after_s` after it are
+    load that does not count. It represents `weight` times its length."""
 
     start_s: float
     length_s: float
@@ -116,8 +116,8 @@ class Slice:
 def slices(requests: Sequence[Request], work_s: Sequence[float], requests_max: float) -> list[Slice]:
     """The whole, where that is at most `requests_max` requests; else slices of it, the busiest always among them.
 
-    The others are the medians of classes of slices with about the same load (`work_s`: what each request takes), so that together
-    they stand for the whole. Where not even three fit, the busiest alone is played, and stands for nothing but itself.
+    The others are the medians of classes of slices with about the same load (`work_s`: what each request takes), so that together they
+    represent the whole. If not even three fit, only the busiest is played, and it represents only itself.
     """
     total_s = requests[-1].at_s
     played_s = total_s * requests_max / len(requests)

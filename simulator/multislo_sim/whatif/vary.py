@@ -1,4 +1,4 @@
-"""`--vary`: what is asked as "what if": changes of a manifest, and of its traffic, in one line. Called by the what-if's command.
+"""`--vary`:changes of a manifest and of its traffic in one line. Called by the what-if's command.
 
 tiers.realtime.slo.tpot=30ms                        another SLO
 profile=llama-3.1-8b-h100-tp1                       another accelerator
@@ -26,7 +26,7 @@ RATE_FACTOR, SHARES = "rate-factor", "shares"
 
 @dataclass(frozen=True, slots=True)
 class Varied:
-    """The manifest after a change, and what changed of the traffic."""
+    """The manifest after a change, and the change of the traffic."""
 
     manifest: MultiSLOServing
     rate_factor: float | None

@@ -1,3 +1,2 @@
-"""What users ask for: requests with arrival times, lengths and SLOs, from traces or drawn by a seed. Replay, demo and
-the simulator's experiments all take theirs from here. Pure but for `traces`, which reads the file that its caller
-names."""
+"""Workloads: requests with arrival times, lengths and SLOs, from traces or drawn by a seed. Used by replay, demo and the simulator's
+experiments. Pure except `traces` and `build.from_trace`, which read the file that their caller names."""

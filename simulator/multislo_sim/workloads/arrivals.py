@@ -1,5 +1,4 @@
-"""When requests arrive: rate curves (steady, bursts, the demo's rise and fall) turned into stamps, with dice handed in
-by a seed."""
+"""Arrival times: rate curves (steady, bursts, the demo's rise and fall), and stamps drawn from them by a seed."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

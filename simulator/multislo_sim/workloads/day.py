@@ -1,6 +1,6 @@
-"""A day of traffic in a few hours: it rises to a peak and falls, with bursts in which there is more and the mix of tiers is turned round.
-Start-up times and windows of autoscalers are not compressed with it, so each hour is harder to follow than a real day's. Called by the
-experiments with autoscaling."""
+"""A day of traffic in a few hours: it rises to a peak and falls, with bursts of more traffic and an inverted mix of tiers. Start-up
+times and autoscalers' windows are not compressed, so it is harder to follow than a real day. Called by the experiments with
+autoscaling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ RAMP_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """From `at` on (a share of the day) for `length_s` seconds `factor` times the traffic; `inverts` turns the mix of tiers round."""
+    """From `at` on (a share of the day) for `length_s` seconds `factor` times the traffic;`inverts`: the mix of tiers is inverted."""
 
     at: float
     length_s: float
@@ -78,7 +78,7 @@ class Day:
 
 
 def over_a_day(requests: Sequence[Request], day: Day, seed: int) -> list[Request]:
-    """The requests (with their tiers) as Poisson along the day, from the start again when they run out. Where the mix is turned round, the
+    """The requests (with their tiers) as Poisson along the day, from the start again when they run out. While the mix is inverted, the
     tightest tier has the loosest one's share, and so on."""
     by_tpot: dict[float, list[Request]] = {}
     for request in requests:

@@ -1,11 +1,11 @@
-"""The one record that every workload is made of."""
+"""The record of which every workload consists."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 
 class WorkloadInvalid(ValueError):
-    """What the caller asked for cannot be built; the message names the field, the value and the legal range."""
+    """The requested workload cannot be built; the message names the field, the value and the legal range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Request:
     ttft_s: float | None = None
     tpot_s: float | None = None
     prefilled: bool = False
-    """It comes to an instance that decodes, with the KV of its prompt but for the last token."""
+    """It arrives at a decoding instance, with the KV of its prompt except for the last token."""
 
 
 def with_lengths_at_most(requests: Iterable[Request], length_max: int) -> tuple[list[Request], int]:

@@ -1,5 +1,4 @@
-"""Which tier a request belongs to, or which SLO of its own it brings: shares and dice, and the SLO classes of
-PolyServe's evaluation."""
+"""The tier or the own SLO of each request: drawn by shares and a seed, or from the SLO classes of PolyServe's evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +66,7 @@ def with_tiers(
 
 
 def inverted(tiers: Sequence[TierShare], start_s: float, end_s: float) -> list[MixChange]:
-    """The burst that turns the mix round: between the two times the first tier has the last one's share, and so on."""
+    """A burst that inverts the mix: between the two times the first tier has the last one's share, and so on."""
     shares = tuple(tier.share for tier in tiers)
     return [MixChange(start_s, shares[::-1]), MixChange(end_s, shares)]
 
