@@ -18,7 +18,7 @@ RAMP_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """From `at` on (a share of the day) for `length_s` seconds `factor` times the traffic;`inverts`: the mix of tiers is inverted."""
+    """From `at` on (a share of the day) for `length_s` seconds `factor` times the traffic; `inverts`: the mix of tiers is inverted."""
 
     at: float
     length_s: float
