@@ -137,6 +137,39 @@ WRONG: list[tuple[Changes, str, str]] = [
         "spec.model.name",
         '"two words" must be text of 1 to 253 characters without spaces',
     ),
+    (
+        {"spec.serviceTiers": {"flex": "slow"}},
+        "spec.serviceTiers.flex",
+        '"slow" must name a tier: one of [realtime, interactive, batch]',
+    ),
+    (
+        {"spec.engine.adapters": [{"name": "llama-3.1-8b", "path": "/a"}]},
+        "spec.engine.adapters",
+        "[llama-3.1-8b] must differ from the model's own name and its servedNames",
+    ),
+    (
+        {"spec.engine.adapters": [{"name": "a=b", "path": "/a"}]},
+        "spec.engine.adapters[0].name",
+        '"a=b" must be text of 1 to 253 characters without spaces, "," and "="',
+    ),
+    ({"spec.engine.adapters": [{"name": "a", "path": "/a"}] * 2}, "spec.engine.adapters[1]", "Duplicate value"),
+    (
+        {"spec.router.paths": [{"path": "/v1/models/x"}]},
+        "spec.router.paths[0].path",
+        '"/v1/models/x" is answered by the router itself',
+    ),
+    ({"spec.router.paths": [{"path": "/a/../b"}]}, "spec.router.paths[0].path", '"/a/../b" must be a path such as'),
+    (
+        {"spec.router.paths": [{"path": "/a", "methods": ["get"]}]},
+        "spec.router.paths[0].methods[0]",
+        "supported values",
+    ),
+    ({"spec.router.bodyMaxMib": 2048}, "spec.router.bodyMaxMib", "less than or equal to 1024"),
+    (
+        {"spec.router.cors": {"origins": ["https://a/"]}},
+        "spec.router.cors.origins[0]",
+        '"https://a/" must be an origin such as https://app.example.com',
+    ),
     ({"spec.profile": "profiles/mine.yaml"}, "spec.profile", "should match"),
     ({"spec.profile": {"file": "a", "configMap": "b"}}, "spec.profile", "must have at most 1 item"),
     ({"spec.profile": {}}, "spec.profile", "at least one schema"),
@@ -292,6 +325,12 @@ async def test_a_manifest_at_all_its_limits_stays_within_what_the_server_spends_
             "spec.engine.args": ["x" * 4096] * 128,
             "spec.engine.command": ["y" * 4096] * 64,
             "spec.model.servedNames": [f"{index:03}{'m' * 250}" for index in range(16)],
+            "spec.engine.adapters": [{"name": f"{index:03}{'m' * 247}-lo", "path": "p" * 4096} for index in range(32)],
+            "spec.serviceTiers": dict.fromkeys(("auto", "default", "flex", "priority"), names[-1]),
+            "spec.router": {
+                "paths": [{"path": f"/{index:03}" + "/p" * 124, "methods": ["GET", "POST"]} for index in range(64)],
+                "cors": {"origins": [f"https://{index:03}{'o' * 242}" for index in range(64)]},
+            },
         },
     )
 

@@ -45,6 +45,22 @@ async def test_shutdown_finishes_streams_and_refuses_new_connections(kit: Any) -
     await stopping
 
 
+async def test_a_router_that_shuts_down_says_so_to_a_balancer_that_still_has_a_connection(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    await client.send(b"GET /health HTTP/1.1\r\nhost: r\r\n")
+    await stage.until(lambda: any(not connection.idle for connection in stage.gateway.clients))
+
+    stopping = asyncio.create_task(stage.gateway.shutdown(kit.PATIENCE_S))
+    await stage.until(lambda: stage.gateway.closing)
+    await client.send(b"\r\n")
+    answer = await client.answer()
+
+    assert (answer.status, answer.headers["x-multislo-reason"]) == (503, "shutting_down")
+    assert answer.headers["connection"] == "close"
+    await stopping
+
+
 async def test_shutdown_cuts_off_what_does_not_finish_in_time(kit: Any) -> None:
     async def script(line: Any, asked: Any) -> None:
         await line.send(kit.SSE_HEAD + kit.chunk(kit.token("one")))
