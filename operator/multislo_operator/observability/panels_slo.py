@@ -103,13 +103,14 @@ OVERVIEW = Row(
         ),
         Panel(
             "Refusals by cause",
-            "deadline: its first token could not be in time any more; queue_full; no_instance; too_long for the model; engine_failed.",
+            "deadline: its first token could not be in time any more; queue_full; no_instance; too_long for the model; engine_failed; "
+            "engine_full.",
             [Query(rate(of_tier("multislo_refusals_total"), f"{OF_TIER}, cause"), f"{TIER} {{{{cause}}}}")],
             unit="reqps",
         ),
         Panel(
             "Requests that are over, by outcome",
-            "completed, client_gone (its own disconnect), engine_failed, refused.",
+            "completed, client_gone (its own disconnect), client_error (its engine answered 4xx), engine_failed, refused.",
             [Query(rate(of_tier("multislo_requests_total"), f"{OF_FLEET}, outcome"), "{{fleet}} {{outcome}}")],
             unit="reqps",
             stacked=True,

@@ -95,12 +95,12 @@ class TierCounts:
         self._recent.append((now, False, None, None))
 
     def ended(self, request: Request, outcome: Outcome, now: float) -> None:
-        """Book a request that was held or placed. A client's own disconnect is neither met nor missed."""
+        """Book a request that was held or placed. A client's own disconnect or mistake is neither met nor missed."""
         self.outcomes[outcome] += 1
         missed = request.tokens - request.tokens_met
         self.tokens_met += request.tokens_met
         self.tokens_missed += missed
-        if outcome is Outcome.CLIENT_GONE:
+        if outcome is Outcome.CLIENT_GONE or outcome is Outcome.CLIENT_ERROR:
             return
         met = outcome is Outcome.COMPLETED and missed == 0
         if met:

@@ -38,6 +38,8 @@ class Cause(StrEnum):
     """Prompt and output can never fit an instance's KV cache or the model's length."""
     ENGINE_FAILED = "engine_failed"
     """It failed before its first byte, and was tried again already."""
+    ENGINE_FULL = "engine_full"
+    """Likewise, and the last engine said that it is full."""
 
 
 @dataclass(slots=True)
@@ -75,8 +77,8 @@ class Hold:
 
 @dataclass(slots=True)
 class Refuse:
-    """Answer the client with an error: 429 for `DEADLINE` and `QUEUE_FULL`, 503 for `NO_INSTANCE`, 400 for `TOO_LONG`, 502 for
-    `ENGINE_FAILED`."""
+    """Answer the client with an error: 429 for `DEADLINE` and `QUEUE_FULL`, 503 for `NO_INSTANCE` and `ENGINE_FULL`, 400 for `TOO_LONG`,
+    502 for `ENGINE_FAILED`; or as the last engine did, where that has answered."""
 
     request: int
     tier: str

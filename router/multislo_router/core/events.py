@@ -33,6 +33,8 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     CLIENT_GONE = "client_gone"
     ENGINE_FAILED = "engine_failed"
+    CLIENT_ERROR = "client_error"
+    """Its engine answered 4xx: nobody could have served it."""
     ROUTER_FAILED = "router_failed"
     """By a bug of the router's own."""
 
@@ -139,10 +141,20 @@ class RequestEnded:
 
 @dataclass(slots=True)
 class SendFailed:
-    """A placed request came back with nothing sent to its client (refused, connection broken, 503): it may be placed once more."""
+    """A placed request came back with nothing sent to its client (connection refused or broken): it may be placed once more."""
 
     now: float
     request: int
+
+
+@dataclass(slots=True)
+class EngineFull:
+    """A placed request came back because its engine says that it is full: it may be placed once more, and the instance gets no more than it
+    has until `retry_after_s` have passed or something there has ended."""
+
+    now: float
+    request: int
+    retry_after_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -158,6 +170,7 @@ Event = (
     | RequestEnded
     | PromptMeasured
     | SendFailed
+    | EngineFull
     | Tick
     | InstanceReported
     | InstanceFailed

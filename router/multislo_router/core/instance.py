@@ -10,6 +10,7 @@ from multislo_router.core.bookings import Bookings
 from multislo_router.core.config import EngineLimits
 from multislo_router.core.engine_queue import EngineQueue
 from multislo_router.core.events import SLO_AWARE, InstanceSpec, InstanceState
+from multislo_router.core.fullness import Fullness
 from multislo_router.core.load import load_of
 from multislo_router.core.pace import Pace
 from multislo_router.core.request import PREFILL, Request
@@ -38,6 +39,7 @@ class Instance:
         "bookings",
         "bucket",
         "failed",
+        "fullness",
         "id",
         "limits",
         "load",
@@ -67,6 +69,7 @@ class Instance:
         self.batch_tokens = spec.batch_tokens or (tier.config.batch_tokens if tier else limits.warm_batch_tokens)
         self.scheduler = spec.scheduler or limits.scheduler
         self.failed = False
+        self.fullness = Fullness()
         self.bookings = bookings_of(tpots, now)
         self.pace = Pace(latency, now)
         self.queue = EngineQueue(self.scheduler, self.batch_tokens, now)

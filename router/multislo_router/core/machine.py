@@ -79,6 +79,8 @@ class RouterCore:
             return self._tick(event.now)
         if isinstance(event, e.SendFailed):
             return self._send_failed(event)
+        if isinstance(event, e.EngineFull):
+            return self._engine_full(event)
         return self._fleet_event(event)
 
     def recover(self, now: float) -> None:
@@ -188,6 +190,17 @@ class RouterCore:
             reason = f"failed on {instance.id}, and on another before"
             return [self.admissions.refuse(request, d.Cause.ENGINE_FAILED, now, reason)]
         request.avoid = instance.id
+        self.admissions.fresh(request)
+        return [self._place_or_hold(request, now)]
+
+    def _engine_full(self, event: e.EngineFull) -> Sequence[d.Decision]:
+        if event.request not in self.places:
+            return NOTHING
+        request, now = self.requests[event.request], event.now
+        instance = self.admissions.take_back(request, now)
+        instance.fullness.said(instance.bookings.requests, now, event.retry_after_s)
+        if request.attempts >= ATTEMPTS_MAX:
+            return [self.admissions.refuse(request, d.Cause.ENGINE_FULL, now, f"{instance.id} says that it is full")]
         self.admissions.fresh(request)
         return [self._place_or_hold(request, now)]
 

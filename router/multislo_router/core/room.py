@@ -61,6 +61,8 @@ def room(instance: Instance, request: Request, now: float) -> Room | None:
     """The room for a request on an instance, or None where memory, sequences or the engine's backlog forbid it."""
     if request.avoid == instance.id or not fits(instance, request):
         return None
+    if instance.fullness.forbids(instance.bookings.requests, now):
+        return None
     if request.prefilled:
         return _room_to_decode(instance, request, now)
     if instance.scheduler is SLO_AWARE:

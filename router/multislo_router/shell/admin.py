@@ -130,6 +130,7 @@ class Admin:
             connections=self.gateway.counters.connections,
             connections_open=len(self.gateway.clients),
             passed_through=self.gateway.counters.passed_through,
+            answers={id: instance.answers for id, instance in self.gateway.fleet.instances.items()},
             model_requests=self.gateway.models.requests,
             model_output_tokens=self.gateway.models.output_tokens,
             loop_lag=self.loop_lag,

@@ -4,6 +4,7 @@ gateway, used by exchanges."""
 import asyncio
 import socket
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from multislo_api.fleet import InstanceEntry
@@ -19,6 +20,10 @@ KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_PROBES = 3
 UNACKNOWLEDGED_MAX_MS = 20_000
+SWITCHING_PROTOCOLS = 101
+"""Nobody asked for another protocol."""
+NO_ANSWER = 0
+"""In the place of a status: the connection broke, or could not be made."""
 
 
 class EngineInstance:
@@ -28,6 +33,7 @@ class EngineInstance:
         "_connecting",
         "_idle",
         "_settings",
+        "answers",
         "entry",
         "errors",
         "failed",
@@ -54,6 +60,8 @@ class EngineInstance:
         """The fleet no longer has it, or has restarted it: what runs may end, nothing is kept."""
         self.passing = 0
         """Requests under way that the core does not know; a drain waits for them too."""
+        self.answers: Counter[int] = Counter()
+        """Its answers by status, and `NO_ANSWER`s."""
         self._settings = settings
         self._idle: list[EngineConnection] = []
         self._connecting: set[asyncio.Task[None]] = set()
@@ -190,16 +198,18 @@ class EngineConnection(asyncio.Protocol):
                 if self._head_held:
                     data = self._head_held + data
                 end = data.find(b"\r\n\r\n")
+                while end >= 0 and (head := read_head(data[: end + 2])).status < 200:
+                    # Interim answers (RFC 9110, 15.2) are passed over; the final one follows.
+                    if head.status == SWITCHING_PROTOCOLS:
+                        raise EngineSpokeNonsense(f"status {head.status}")
+                    data = data[end + 4 :]
+                    end = data.find(b"\r\n\r\n")
                 if end < 0:
                     self._hold_head(data)
                     return
-                head = read_head(data[: end + 2])
-                if head.status < 200:
-                    raise EngineSpokeNonsense(f"status {head.status}")
                 body = self._body = body_of(head, exchange.head.method, self._settings.engine_abort_bytes)
                 self._keep_alive = head.keep_alive and exchange.head.method != b"HEAD"
-                if not exchange.head_received(head, body):
-                    return
+                exchange.head_received(head, body)
                 data = data[end + 4 :]
                 if not data and not body.done:
                     return

@@ -6,7 +6,7 @@
     |                  408 timeout         413 body_too_large   417 expectation_failed   431 head_too_large
     |                  501 not_implemented
     |-- the fleet's    429 deadline, queue_full                 (right now it has too little room)
-    |                  503 no_instance
+    |                  503 no_instance, engine_full
     |-- the engine's   502 engine_failed   504 engine_silent
     `-- ours           500 internal        503 shutting_down, connections_full
 
@@ -40,6 +40,7 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     QUEUE_FULL = "queue_full"
     NO_INSTANCE = "no_instance"
+    ENGINE_FULL = "engine_full"
     ENGINE_FAILED = "engine_failed"
     ENGINE_SILENT = "engine_silent"
     INTERNAL = "internal"
@@ -66,6 +67,7 @@ STATUS: dict[Reason, tuple[int, str]] = {
     Reason.DEADLINE: (429, "rate_limit_error"),
     Reason.QUEUE_FULL: (429, "rate_limit_error"),
     Reason.NO_INSTANCE: (503, "server_error"),
+    Reason.ENGINE_FULL: (503, "server_error"),
     Reason.ENGINE_FAILED: (502, "server_error"),
     Reason.ENGINE_SILENT: (504, "server_error"),
     Reason.INTERNAL: (500, "server_error"),
@@ -137,6 +139,7 @@ def fault_of(refusal: Refuse) -> Fault:
         Cause.QUEUE_FULL: f"too many requests wait already: {refusal.reason}",
         Cause.NO_INSTANCE: f"no instance is ready: {refusal.reason}",
         Cause.TOO_LONG: f"prompt and output are too long: {refusal.reason}",
+        Cause.ENGINE_FULL: f"the engines are full: {refusal.reason}",
         Cause.ENGINE_FAILED: f"the request failed on its instance and could not be placed again: {refusal.reason}",
     }[refusal.cause]
     return Fault(Reason(refusal.cause.value), message, retry_after_s=refusal.retry_after_s)

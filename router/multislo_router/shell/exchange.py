@@ -2,19 +2,25 @@
 
     waiting --Place--> sent --first byte of the answer--> answering --last byte--> over
        ^                 |                                   |
-       `---SendFailed----'                                   `-- an engine that dies here ends the client's answer too
+       `-----------------'                                   `-- an engine that dies here ends the client's answer too
+        EngineFull: its engine answered 503 or 429
+        SendFailed: its connection broke, or it answered what may pass
+
+An engine's error that may be another one's success is withheld (`MAY_PASS`). If the request is not served after all, the last engine's own
+answer is what the client gets.
 
 Made by the gateway; driven by the gateway's decisions, by its engine connection and by its client's connection.
 """
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from multislo_router.core.decisions import Place
-from multislo_router.core.events import Outcome, PromptMeasured, RequestEnded, SendFailed, TokensReceived
+from multislo_router.core.events import EngineFull, Outcome, PromptMeasured, RequestEnded, SendFailed, TokensReceived
 from multislo_router.core.request import Stage
 from multislo_router.shell.body_scan import BodyScan, with_fields
+from multislo_router.shell.engine import NO_ANSWER
 from multislo_router.shell.errors import Fault, Reason, error_event, error_response
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.response_head import ChunkedBody, ResponseBody, ResponseHead
@@ -27,11 +33,21 @@ if TYPE_CHECKING:
     from multislo_router.shell.engine import EngineConnection, EngineInstance
     from multislo_router.shell.gateway import Gateway
 
+FULL: Final = frozenset((429, 503))
+"""The engine has no room right now: vLLM's --max-num-queued-reqs answers 503."""
+DEAD_OR_DETERMINISTIC: Final = 500
+"""The engine broke on this request, or under all of them. Which, its /health tells."""
+MAY_PASS: Final = FULL | {DEAD_OR_DETERMINISTIC, 502, 504}
+"""Answers that another engine, or this one later, may not give; 502 and 504 are a proxy's before it."""
+WITHHELD_MAX_BYTES: Final = 64 * 1024
+"""Of an answer with such a status: it is an error object. A longer one is relayed."""
+
 
 class Exchange:
     """`id` is the core's number of the request; None for one that is passed through without the core."""
 
     __slots__ = (
+        "_answer",
         "_answer_body",
         "_answer_head",
         "_client",
@@ -43,6 +59,7 @@ class Exchange:
         "_served",
         "_unchunk",
         "_whole",
+        "_withheld",
         "awaits",
         "body",
         "connection",
@@ -75,8 +92,11 @@ class Exchange:
         self._served: ServedTier | None = None
         self._events: EventCount | None = None
         self._whole: WholeAnswer | None = None
+        self._answer: ResponseHead | None = None
         self._answer_body: ResponseBody | None = None
         self._answer_head = b""
+        self._withheld: bytes | None = None
+        """The last engine's answer as the client would get it, while another engine may give a better one."""
         self._close_after = False
         self._unchunk = False
         self.head = head
@@ -100,6 +120,7 @@ class Exchange:
         self.instance = instance
         self.place = place
         self.heard_at = time.monotonic()
+        self._withheld = None
         if place is None:
             instance.passing += 1
         instance.send(self)
@@ -140,14 +161,13 @@ class Exchange:
 
     # -- the engine's answer -------------------------------------------------------------------------------------------
 
-    def head_received(self, answer: ResponseHead, body: ResponseBody) -> bool:
+    def head_received(self, answer: ResponseHead, body: ResponseBody) -> None:
         """Takes the head of an answer; it goes out with the first bytes of its body, so that an engine that dies between the two can
-        still be replaced. False: the answer is not wanted."""
+        still be replaced."""
         self.heard_at = time.monotonic()
-        if answer.status >= 500 and self.id is not None:
-            self._detach()
-            self._tell_failure(f"the engine answered {answer.status}")
-            return False
+        assert self.instance is not None
+        self.instance.answers[answer.status] += 1
+        self._answer = answer
         self._answer_body = body
         place = self.place
         head = self.head
@@ -160,7 +180,6 @@ class Exchange:
             self._served = served_tier(place.tier, head.target.route, answer, body) if asked else None
         else:
             tier = b""
-        assert self.instance is not None
         self._unchunk = head.http_1_0 and answer.chunked
         self._close_after = not head.keep_alive or self._gateway.closing or body.ends_with_connection
         lines = answer.lines
@@ -177,7 +196,8 @@ class Exchange:
             b"connection: close\r\n" if self._close_after else b"",
             lines,
         )
-        return True
+        if self.id is not None and answer.status in MAY_PASS:
+            self._withheld = self._answer_head
 
     def body_received(self, relayed: bytes, body: ResponseBody) -> None:
         """The next bytes of the answer, as they are relayed; `body` holds the content in them, and whether they are the last."""
@@ -194,6 +214,14 @@ class Exchange:
             relayed = self._served.relay(body, chunked=isinstance(body, ChunkedBody) and not self._unchunk)
         elif self._unchunk:
             relayed = b"".join(body.pieces)
+        if self._withheld is not None:
+            self._withheld += relayed
+            if body.done:
+                self._failed_by_answer(now)
+                return
+            if len(self._withheld) <= WITHHELD_MAX_BYTES:
+                return
+            relayed, self._answer_head, self._withheld = self._withheld, b"", None
         if not self.started and (relayed or body.done):
             self.started = True
             self.body = b""
@@ -207,11 +235,13 @@ class Exchange:
         if body.done and not self.over:
             self._complete(now)
 
-    def _complete(self, now: float) -> None:
+    def _release(self) -> None:
         if self.connection is not None:
-            # First, so that a held request can be sent on this very connection.
             self.connection.release()
             self.connection = None
+
+    def _complete(self, now: float) -> None:
+        self._release()  # first, so that a held request can be sent on this very connection
         self._leave()
         if self.id is not None:
             self._tell_completion(now, self.id)
@@ -227,7 +257,8 @@ class Exchange:
     def _tell_completion(self, now: float, id: int) -> None:
         prompt: int | None = None
         tokens = unseen = 0
-        outcome = Outcome.COMPLETED
+        assert self._answer is not None
+        outcome = _outcome_of(self._answer.status)
         if self._events is not None:
             prompt = self._events.usage.prompt_tokens
             unseen = (self._events.usage.completion_tokens or 0) - self._events.tokens
@@ -251,12 +282,44 @@ class Exchange:
 
     # -- what goes wrong -----------------------------------------------------------------------------------------------
 
+    def _failed_by_answer(self, now: float) -> None:
+        """The engine's whole answer is withheld: it has no room, or failed in a way that may pass."""
+        assert self._answer is not None
+        assert self.id is not None
+        self._release()
+        status = self._answer.status
+        if status == DEAD_OR_DETERMINISTIC:
+            assert self.instance is not None
+            self.awaits = self._gateway.fleet.ask_health(self.instance, self._health_told, self)
+        elif status in FULL:
+            self._gateway.tell(EngineFull(now, self.id, self._answer.retry_after_s))
+        else:
+            self._gateway.tell(SendFailed(now, self.id))
+
+    def _health_told(self, well: bool) -> None:
+        """Of the engine that answered 500. One that is well would answer the same again, and so would any other."""
+        if self.over:
+            return
+        if well:
+            self._refuse_as_engine(Outcome.ENGINE_FAILED)
+        else:
+            assert self.instance is not None
+            self._gateway.fleet.failed(self.instance)
+            self._tell_failure("the engine has died")
+
+    def _refuse_as_engine(self, outcome: Outcome | None = None) -> None:
+        """Answers as the last engine did."""
+        assert self._withheld is not None
+        self._leave(outcome)
+        self._client.answer(self._withheld, close=self._close_after)
+
     def engine_lost(self, why: str) -> None:
         """The connection broke, or could not be made. Tried elsewhere if the client has seen nothing yet and the core knows a place."""
         if self.over:
             return
         assert self.instance is not None
         self._detach()
+        self.instance.answers[NO_ANSWER] += 1
         self._gateway.fleet.failed(self.instance)
         if not self.started:
             self._tell_failure(why)
@@ -272,8 +335,6 @@ class Exchange:
         if self.id is None:
             self.refuse(Fault(Reason.ENGINE_FAILED, f"the engine failed: {why}"))
         else:
-            self._gateway.counters.engine_failures += 1
-            self.instance = None
             self._gateway.tell(SendFailed(time.monotonic(), self.id))
 
     def _end_failed(self, fault: Fault, outcome: Outcome) -> None:
@@ -300,7 +361,10 @@ class Exchange:
         self.refuse(Fault(Reason.ENGINE_SILENT, "the engine did not answer in time"), Outcome.ENGINE_FAILED)
 
     def refuse(self, fault: Fault, outcome: Outcome | None = None) -> None:
-        """Answers with an error; `outcome` is for the core, if it does not know."""
+        """Answers with an error, or with that of the engine that has spoken last; `outcome` is for the core, if it does not know."""
+        if self._withheld is not None:
+            self._refuse_as_engine(outcome)
+            return
         self._leave(outcome)
         head = self.head
         close = not head.keep_alive or self._gateway.closing
@@ -369,3 +433,10 @@ class Exchange:
     def resume(self) -> None:
         if self.connection is not None and not self.connection.transport.is_closing():
             self.connection.transport.resume_reading()
+
+
+def _outcome_of(status: int) -> Outcome:
+    """What an engine's answer makes of a request."""
+    if status < 300:
+        return Outcome.COMPLETED
+    return Outcome.CLIENT_ERROR if status < 500 else Outcome.ENGINE_FAILED

@@ -21,9 +21,9 @@ from multislo_router.core.events import (
 )
 from multislo_router.core.status import CoreStatus
 from multislo_router.shell.engine import EngineInstance
-from multislo_router.shell.internal_errors import InternalErrors
+from multislo_router.shell.internal_errors import InternalErrors, Owner, Seam
 from multislo_router.shell.settings import ShellSettings
-from multislo_router.shell.watch import watch
+from multislo_router.shell.watch import healthy, watch
 
 
 class Fleet:
@@ -45,6 +45,7 @@ class Fleet:
         self._session: aiohttp.ClientSession | None = None
         self._watches: dict[EngineInstance, asyncio.Task[None]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """On the event loop: the watches begin."""
@@ -53,7 +54,7 @@ class Fleet:
             self._watch(instance)
 
     async def close(self) -> None:
-        tasks = [*self._watches.values(), *self._retiring]
+        tasks = [*self._watches.values(), *self._retiring, *self._asking]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -132,6 +133,20 @@ class Fleet:
         instance.failed.clear()
         if not instance.retired and not self.tell(InstanceRevived(time.monotonic(), instance.entry.id)):
             instance.failed.set()
+
+    def ask_health(self, instance: EngineInstance, told: Callable[[bool], None], owner: Owner) -> "asyncio.Task[None]":
+        """Asks the engine now whether it is well, and tells the owner."""
+        task = asyncio.create_task(self._ask_health(instance, told, owner))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return task
+
+    async def _ask_health(self, instance: EngineInstance, told: Callable[[bool], None], owner: Owner) -> None:
+        try:
+            assert self._session is not None
+            told(await healthy(instance, self._session, self.settings.health_timeout_s))
+        except Exception as error:
+            self.errors.failed(Seam.WATCH, error, owner)
 
     def close_idle(self, before: float) -> None:
         for instance in self.instances.values():

@@ -47,8 +47,6 @@ class Counters:
     connections: int = 0
     requests: int = 0
     passed_through: int = 0
-    engine_failures: int = 0
-    """Of requests that had shown nothing to their clients."""
     answers_cut: int = 0
     """Engines that failed during an answer."""
     clients_gone: int = 0

@@ -48,6 +48,12 @@ def _states(scrape: Scrape) -> Iterator[Row]:
             yield (instance.tier or WARM_POOL, instance.id, state), float(instance.state == state)
 
 
+def _answers(scrape: Scrape) -> Iterator[Row]:
+    for instance in scrape.status.instances:
+        for status, count in sorted({200: 0, **scrape.answers.get(instance.id, {})}.items()):
+            yield (instance.tier or WARM_POOL, instance.id, str(status or "none")), count
+
+
 def _gradient(read: Callable[[list[InstanceStatus]], float | None]) -> Callable[[Scrape], Iterator[Row]]:
     def rows(scrape: Scrape) -> Iterator[Row]:
         for tier in scrape.status.tiers:
@@ -81,14 +87,15 @@ METRICS: tuple[Metric, ...] = (
         "multislo_requests_total",
         "requests",
         "outcome",
-        "Requests that are over: completed, client_gone, engine_failed, router_failed (a bug), or refused by the router.",
+        "Requests that are over: completed, client_gone, client_error (its engine answered 4xx), engine_failed, router_failed (a bug), or "
+        "refused by the router.",
         _outcomes,
     ),
     of_tier_by(
         "multislo_refusals_total",
         "requests",
         "cause",
-        "Refused requests by cause: deadline, queue_full, no_instance, too_long, engine_failed.",
+        "Refused requests by cause: deadline, queue_full, no_instance, too_long, engine_failed, engine_full.",
         lambda t: {cause: t.refusals.get(cause, 0) for cause in Cause},
     ),
     of_tier_by(
@@ -126,7 +133,7 @@ METRICS: tuple[Metric, ...] = (
         "requests",
         "result",
         "Requests whose every token was in time (met), and all others (missed: late, refused, failed). A client's own "
-        "disconnects are in neither. Attainment = met / (met + missed).",
+        "disconnects and mistakes (client_error) are in neither. Attainment = met / (met + missed).",
         lambda t: {"met": t.requests_met, "missed": t.requests_missed},
     ),
     of_tier_by(
@@ -323,6 +330,15 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
         "How long it has held no request; 0 while it holds one.",
         lambda i: i.empty_s,
+    ),
+    Metric(
+        "multislo_instance_answers_total",
+        "counter",
+        "answers",
+        ("tier", "instance_id", "status"),
+        "Answers of its engine by HTTP status, those that the router tried again among them; none: the connection broke, or could not "
+        "be made.",
+        _answers,
     ),
     # The router itself.
     of_router(

@@ -17,6 +17,7 @@ _OWN = re.compile(
 """Ends here (RFC 9110, 7.6.1), or is written by the router."""
 _AUTHORITY = re.compile(rb"(\r\n(?:content-)?location:[ \t]*)(?:https?:)?//[^/\r\n]*", re.IGNORECASE)
 """An engine knows itself by an address that is none of the client's business: a redirect stays on the router."""
+_RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*([0-9]{1,9})[ \t]*(?=\r\n)")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 HEADS_REMEMBERED = 512
 """Of at most 64 KB, and commonly 200 bytes."""
@@ -41,6 +42,8 @@ class ResponseHead:
     length: int | None
     keep_alive: bool
     event_stream: bool
+    retry_after_s: float | None = None
+    """Where it is a number of seconds."""
 
 
 @lru_cache(HEADS_REMEMBERED)
@@ -72,6 +75,7 @@ def read_head(head: bytes) -> ResponseHead:
     lines = head[start:]
     if _OWN.search(lower) is not None:
         lines = _without_own(head[start - 2 :])
+    retry_after = _RETRY_AFTER.search(lower)
     if b"location:" in lower:
         lines = _AUTHORITY.sub(rb"\1", b"\r\n" + lines)[2:]
     return ResponseHead(
@@ -82,6 +86,7 @@ def read_head(head: bytes) -> ResponseHead:
         length=length,
         keep_alive=keep_alive,
         event_stream=b"text/event-stream" in lower,
+        retry_after_s=None if retry_after is None else float(retry_after[1]),
     )
 
 

@@ -26,6 +26,8 @@ class Scrape:
     connections: int
     connections_open: int
     passed_through: int
+    answers: Mapping[str, Mapping[int, int]]
+    """By instance, what its engine answered: counts by status; 0 for connections that broke or could not be made."""
     model_requests: Mapping[str, int]
     model_output_tokens: Mapping[str, int]
     by_tier: dict[str, list[InstanceStatus]] = field(init=False)

@@ -59,6 +59,8 @@ class ShellSettings:
     engine_abort_bytes: int = 64 * 1024
     """An incomplete chunk of a stream is held back up to this size, so that an error event can follow a whole one."""
 
+    health_timeout_s: float = 5.0
+    """For the answer of /health of an engine that answered 500: its client waits meanwhile."""
     probe_first_s: float = 0.2
     """A failed instance is asked for its health after this time, then after twice as long each time ..."""
     probe_max_s: float = 5.0

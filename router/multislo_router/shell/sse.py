@@ -12,6 +12,8 @@ import msgspec
 
 EVENT_MAX_BYTES: Final = 4 << 20
 """Of an event that is still incomplete: `response.completed` repeats a whole answer. A longer one is not read; it counts as a token."""
+ALIKE_MAX_BYTES: Final = 4096
+"""Of an event that others are compared with: with one token's text it has 200."""
 WHOLE_MAX_BYTES: Final = 1 << 20
 """An answer that does not stream is read as JSON up to this size; in a longer one `usage` is searched for."""
 USAGE_MAX_BYTES: Final = 4096
@@ -29,9 +31,6 @@ _TEXT: Final = re.compile(
 )
 """An event before and behind the text of its token."""
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-
-_USUAL: Final = re.compile(rb"(?:event: ([^\r\n]*)\n)?data: ([^\r\n]*)")
-"""An event as nearly all are."""
 
 _ABSENT: Final = msgspec.Raw()
 _NULL: Final = b"null"
@@ -175,12 +174,12 @@ class EventCount:
                 if at == len(piece):
                     self.tokens += tokens
                     return tokens
-            found = _EVENT_END.search(piece, at)
-            while found is not None:
-                tokens += self._take(piece[at : found.end()], found.start() - at)
-                at = found.end()
-                found = _EVENT_END.search(piece, at)
-            self._held += piece[at:] if at else piece
+            start, end = _event_end(piece, at)
+            while end:
+                tokens += self._take(piece[at:end], start - at)
+                at = end
+                start, end = _event_end(piece, at)
+            self._held += piece[at:]
         else:
             tokens = self._feed_held(piece)
         if len(self._held) > EVENT_MAX_BYTES:
@@ -208,18 +207,16 @@ class EventCount:
         held = self._held
         look_from = max(0, len(held) - _EVENT_END_BYTES)
         held += piece
-        found = _EVENT_END.search(held, look_from)
-        if found is None:
-            return 0
-        if self._overlong:
-            self._overlong = False
-            tokens = 1
-        else:
-            tokens = self._take(bytes(held[: found.end()]), found.start())
-        at = found.end()
-        while (found := _EVENT_END.search(held, at)) is not None:
-            tokens += self._take(bytes(held[at : found.end()]), found.start() - at)
-            at = found.end()
+        start, end = _event_end(held, look_from)
+        at = tokens = 0
+        while end:
+            if self._overlong:
+                self._overlong = False
+                tokens += 1
+            else:
+                tokens += self._take(bytes(held[at:end]), start - at)
+            at = end
+            start, end = _event_end(held, at)
         del held[:at]
         return tokens
 
@@ -277,7 +274,7 @@ class EventCount:
         return tokens if self.several else min(tokens, 1)
 
     def _learn(self, event: bytes) -> None:
-        found = _TEXT.fullmatch(event)
+        found = _TEXT.fullmatch(event) if len(event) <= ALIKE_MAX_BYTES else None
         if found is not None:
             self._before, self._after = found.groups()
 
@@ -308,11 +305,19 @@ class WholeAnswer:
         self._pieces = []
 
 
+def _event_end(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """Where the empty line begins and ends that ends an event; (0, 0) where there is none."""
+    if b"\r" not in data:
+        start = data.find(b"\n\n", at)
+        return (start, start + 2) if start >= 0 else (0, 0)
+    found = _EVENT_END.search(data, at)
+    return (0, 0) if found is None else found.span()
+
+
 def _fields(event: bytes) -> tuple[bytes, bytes | None]:
     """The name and the data of an event; None where it has no data."""
-    usual = _USUAL.fullmatch(event)
-    if usual is not None:
-        return usual[1] or b"", usual[2]
+    if event[:6] == b"data: " and b"\n" not in event and b"\r" not in event:
+        return b"", event[6:]
     name = b""
     data: list[bytes] = []
     for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():

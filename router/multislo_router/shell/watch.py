@@ -43,14 +43,20 @@ async def _until_healthy(fleet: "Fleet", instance: "EngineInstance", session: ai
     pause_s = fleet.settings.probe_first_s
     while True:
         await asyncio.sleep(pause_s)
-        try:
-            async with session.get(f"{instance.entry.url}/health") as answer:
-                if answer.status == 200:
-                    break
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            pass
+        if await healthy(instance, session, fleet.settings.probe_max_s):
+            break
         pause_s = min(2 * pause_s, fleet.settings.probe_max_s)
     fleet.revived(instance)
+
+
+async def healthy(instance: "EngineInstance", session: aiohttp.ClientSession, within_s: float) -> bool:
+    """Whether the engine says that it can serve; vLLM's /health is 503 when its core has died."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=within_s)
+        async with session.get(f"{instance.entry.url}/health", timeout=timeout) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
 
 
 async def _poll(fleet: "Fleet", instance: "EngineInstance", session: aiohttp.ClientSession) -> None:

@@ -109,7 +109,7 @@ async def test_a_slice_boundary_inside_a_family_leaves_no_trace(busy: Any) -> No
     status.instances = [
         type(one)(**{**{f: getattr(one, f) for f in one.__slots__}, "id": f"i-{n}"}) for n in range(1500)
     ]
-    scrape = Scrape(status, 1.0, "0", Histogram(LAG_EDGES), Histogram(LAG_EDGES), {}, {}, 0, 0, 0, {}, {})
+    scrape = Scrape(status, 1.0, "0", Histogram(LAG_EDGES), Histogram(LAG_EDGES), {}, {}, 0, 0, 0, {}, {}, {})
     text = b"".join([part async for part in exposition(scrape, CollectorRegistry())]).decode()
     parsed = {family.name: family for family in text_string_to_metric_families(text)}
     assert len(parsed["multislo_instance_state"].samples) == 4 * 1500 > SAMPLES_A_SLICE

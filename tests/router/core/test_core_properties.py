@@ -82,7 +82,7 @@ class Life:
 
     def judge(self, decision: d.Decision, event: e.Event) -> None:
         id = decision.request
-        asked = isinstance(event, e.RequestArrived | e.SendFailed) and event.request == id
+        asked = isinstance(event, e.RequestArrived | e.SendFailed | e.EngineFull) and event.request == id
         assert id not in self.placed, "it has its place already"
         assert asked or id in self.held, "decided about nobody who waits"
         if isinstance(decision, d.Hold):
@@ -127,8 +127,8 @@ class Life:
         assert decision.retry_after_s is None or 1.0 <= decision.retry_after_s <= 60.0
         if cause in (d.Cause.TOO_LONG, d.Cause.QUEUE_FULL):
             assert isinstance(event, e.RequestArrived)
-        elif cause is d.Cause.ENGINE_FAILED:
-            assert isinstance(event, e.SendFailed)
+        elif cause in (d.Cause.ENGINE_FAILED, d.Cause.ENGINE_FULL):
+            assert isinstance(event, e.EngineFull if cause is d.Cause.ENGINE_FULL else e.SendFailed)
             assert self.attempts[decision.request] == ATTEMPTS_MAX
         else:
             assert self.overloads[decision.tier] is Overload.REJECT
@@ -244,19 +244,20 @@ class Life:
     def send_failed(self, a: int, b: int) -> None:
         id = self.one_placed(a)
         if id is not None:
-            self.break_off(id)
+            self.break_off(id, (False, False, True)[b % 3])
 
-    def break_off(self, id: int) -> None:
-        """Its connection broke: with nothing said yet it comes back, else it is over."""
+    def break_off(self, id: int, full: bool = False) -> None:
+        """Its connection broke, or its engine says that it is full: with nothing said yet it comes back, else it is over."""
         if id in self.talked:
             self.over(id, e.Outcome.ENGINE_FAILED)
             return
         del self.placed[id]
         last = self.attempts[id] == ATTEMPTS_MAX
         instance = self.core.places[id]
-        made = self.send(e.SendFailed(self.now, id))
+        made = self.send(e.EngineFull(self.now, id) if full else e.SendFailed(self.now, id))
         assert [decision.request for decision in made] == [id]
-        assert last == (isinstance(made[0], d.Refuse) and made[0].cause is d.Cause.ENGINE_FAILED)
+        cause = d.Cause.ENGINE_FULL if full else d.Cause.ENGINE_FAILED
+        assert last == (isinstance(made[0], d.Refuse) and made[0].cause is cause)
         if isinstance(made[0], d.Place):
             assert self.core.instances[made[0].instance] is not instance, "sent to whom it failed on"
 
@@ -271,7 +272,7 @@ class Life:
             e.TokensReceived(self.now, strange),
             e.RequestEnded(self.now, strange, e.Outcome.COMPLETED, 3),
             e.PromptMeasured(self.now, strange, 10),
-            e.SendFailed(self.now, strange),
+            e.EngineFull(self.now, strange) if a % 2 else e.SendFailed(self.now, strange),
             e.InstanceReported(self.now, "nobody", 1, 1, 100),
             e.InstanceFailed(self.now, "nobody"),
             e.InstanceRevived(self.now, "nobody"),

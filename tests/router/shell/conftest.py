@@ -29,7 +29,9 @@ CORE = CoreConfig(
     engine=EngineLimits(kv_tokens_max=400_000),
     length_max=131_072,
 )
-SETTINGS = ShellSettings(served_names=("llama",), probe_first_s=0.02, probe_max_s=0.1, sweep_interval_s=0.02)
+SETTINGS = ShellSettings(
+    served_names=("llama",), probe_first_s=0.02, probe_max_s=0.1, sweep_interval_s=0.02, health_timeout_s=30
+)
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
