@@ -2,19 +2,18 @@
 that misbehave. Made by the gateway's server for each connection."""
 
 import asyncio
-import re
 import socket
 import struct
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from multislo_router.shell.errors import Fault, Reason, error_response
 from multislo_router.shell.internal_errors import Seam
 from multislo_router.shell.keys import check_key
-from multislo_router.shell.request_head import RequestHead
+from multislo_router.shell.request_head import RequestHead, is_http_1_0
 from multislo_router.shell.routes import OPEN
 
 if TYPE_CHECKING:
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NEVER = float("inf")
-VERSIONS: Final = ("1.1", "1.0")
-"""llhttp also reads 2.0, and 0.9 where the request line has no version."""
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-"""RFC 3986's host and port, but for the punctuation that no name in use has."""
 
 
 class Dropped(asyncio.Protocol):
@@ -239,14 +234,11 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parser = self._parser
         method = parser.get_method()
-        version = parser.get_http_version()
         try:
-            if version not in VERSIONS:
-                raise Fault(Reason.MALFORMED, f"HTTP/{version}: the version must be HTTP/1.1 or HTTP/1.0")
             head = self._head = RequestHead(
                 method=method,
                 target=self._gateway.routes.find(method, self._url),
-                http_1_0=version == "1.0",
+                http_1_0=is_http_1_0(parser.get_http_version()),
                 keep_alive=parser.should_keep_alive(),
             )
             head.read(self._headers, keep_credentials=not self._settings.api_keys)
@@ -265,15 +257,7 @@ class ClientConnection(asyncio.Protocol):
                 message = f"request line and headers exceed {settings.header_max_bytes} bytes"
                 raise Fault(Reason.HEAD_TOO_LARGE, message)
         self._quiet_bytes = 0
-        if head.http_1_0:
-            head.keep_alive = False
-        if head.hosts > 1 or not (head.hosts or head.http_1_0):
-            raise Fault(Reason.MALFORMED, f"host: given {head.hosts} times, must be given once", param="host")
-        if _HOST.fullmatch(head.host) is None:
-            shown = head.host.decode("latin-1")
-            raise Fault(Reason.MALFORMED, f"host: {shown!r} must be a host's name or address, and a port", param="host")
-        if head.transfer_encoding is not None:
-            self._check_coding(head, head.transfer_encoding)
+        head.check()
         if self._settings.api_keys and head.target.route not in OPEN:
             check_key(self._settings.api_keys, head)
         if head.content_length is not None and head.content_length > settings.body_max_bytes:
@@ -282,17 +266,6 @@ class ClientConnection(asyncio.Protocol):
             if head.expect != b"100-continue":
                 raise Fault(Reason.EXPECTATION_FAILED, "expect: only 100-continue is known", param="expect")
             self._continue_due = head.has_body and not head.http_1_0
-
-    def _check_coding(self, head: RequestHead, coding: bytes) -> None:
-        """llhttp takes any list of codings that ends with chunked, and HTTP/1.0 with chunks; whoever reads such a request otherwise finds
-        another one behind it (RFC 9112, 6.1)."""
-        if head.http_1_0:
-            message = "transfer-encoding: there is none in HTTP/1.0"
-            raise Fault(Reason.MALFORMED, message, param="transfer-encoding")
-        if coding.lower() != b"chunked":
-            message = f"transfer-encoding: {coding.decode('latin-1')!r} must be chunked, and nothing else"
-            ends = coding.lower().endswith(b"chunked")
-            raise Fault(Reason.NOT_IMPLEMENTED if ends else Reason.MALFORMED, message, param="transfer-encoding")
 
     def _too_large(self) -> Fault:
         return Fault(Reason.BODY_TOO_LARGE, f"the body exceeds {self._settings.body_max_bytes} bytes")

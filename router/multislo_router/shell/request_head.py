@@ -1,9 +1,12 @@
 """A request's head as the shell needs it: what is answered to, what is relayed, what is kept from the engine. Made by the client's
 connection from httptools' callbacks."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
+from multislo_router.shell.errors import Fault, Reason
 from multislo_router.shell.routes import Target
 
 
@@ -59,6 +62,17 @@ HEADERS: dict[bytes, Header] = {
     b"x-multislo-instance": Header.INTERNAL,
     b"x-multislo-reason": Header.INTERNAL,
 }
+
+
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+"""RFC 3986's host and port, but for the punctuation that no name in use has."""
+
+
+def is_http_1_0(version: str) -> bool:
+    """Raises a `Fault` for other versions than 1.0 and 1.1. llhttp also reads 2.0, and 0.9 where the request line has no version."""
+    if version not in ("1.1", "1.0"):
+        raise Fault(Reason.MALFORMED, f"HTTP/{version}: the version must be HTTP/1.1 or HTTP/1.0")
+    return version == "1.0"
 
 
 @dataclass(slots=True)
@@ -127,6 +141,27 @@ class RequestHead:
         if dropped and not {b"keep-alive", b"close"}.issuperset(dropped):
             relayed = [line for line in relayed if line.partition(b":")[0].lower() not in dropped]
         self.relayed = b"".join(relayed)
+
+    def check(self) -> None:
+        """Raises a `Fault` for what llhttp lets through and RFC 9112 (3.2, 6.1) does not. It takes any Host, any list of codings that ends
+        with chunked, and chunks in HTTP/1.0; whoever reads such a request otherwise finds another one behind it."""
+        if self.http_1_0:
+            self.keep_alive = False
+        if self.hosts > 1 or not (self.hosts or self.http_1_0):
+            raise Fault(Reason.MALFORMED, f"host: given {self.hosts} times, must be given once", param="host")
+        if _HOST.fullmatch(self.host) is None:
+            shown = self.host.decode("latin-1")
+            raise Fault(Reason.MALFORMED, f"host: {shown!r} must be a host's name or address, and a port", param="host")
+        coding = self.transfer_encoding
+        if coding is None:
+            return
+        if self.http_1_0:
+            message = "transfer-encoding: there is none in HTTP/1.0"
+            raise Fault(Reason.MALFORMED, message, param="transfer-encoding")
+        if coding.lower() != b"chunked":
+            message = f"transfer-encoding: {coding.decode('latin-1')!r} must be chunked, and nothing else"
+            ends = coding.lower().endswith(b"chunked")
+            raise Fault(Reason.NOT_IMPLEMENTED if ends else Reason.MALFORMED, message, param="transfer-encoding")
 
     def _read_own(self, meaning: Header, name: bytes, value: bytes) -> None:
         if meaning is Header.REQUEST_ID:
