@@ -17,7 +17,8 @@ import pytest_asyncio
 
 from cluster.api import Api
 from cluster.binaries import NotHere
-from cluster.node import NodeCluster
+from cluster.containers import check_tools
+from cluster.node import TOOLS, NodeCluster
 from cluster.node import node_cluster as started
 from cluster.node_network import Traces, nothing_left
 from cluster.processes import Ended
@@ -35,6 +36,8 @@ RESTRICTED = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "res
 def node_cluster() -> Iterator[NodeCluster]:
     """At the end of the session it fails with whatever the node left on this machine."""
     try:
+        if existing_cluster() is None:
+            check_tools(TOOLS)  # Before the machine is looked at with them.
         with nothing_left(Traces.seen()), started(existing_cluster()) as running:
             yield running
     except NotHere as error:
