@@ -62,7 +62,8 @@ class Place:
     """When its first token is due, on the core's clock; for engines that plan by deadlines."""
     tpot_s: float
     priority: int | None
-    """vLLM's `priority` (lower = earlier), where the instance runs `--scheduling-policy priority`."""
+    """Lower = earlier, where the instance runs `--scheduling-policy priority`: the deadline in milliseconds, on the core's clock. Who sends
+    it to an engine puts it on a clock that all routers share."""
     reason: str
 
 

@@ -151,7 +151,8 @@ class Exchange:
         assert scan is not None
         fields = b""
         if place.priority is not None and not scan.has_priority:
-            fields = b'"priority":%d' % place.priority
+            # On the clock that all routers share: an engine compares what several of them send.
+            fields = b'"priority":%d' % (place.priority + round(1000 * (time.time() - time.monotonic())))
         if self._gateway.slo_aware and not scan.has_xargs:
             # The engine has a clock of its own: it is told what is left, not when; below 0, how long it is overdue.
             left_ms = 1000 * (place.ttft_due - time.monotonic())
