@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from multislo_api.duration import Duration
 from multislo_api.scalars import FilePath, Legal, ObjectName, Part, PodTemplate, Port
 
 
@@ -84,6 +85,25 @@ class Router(Part):
         ge=1,
         le=1024,
         description="Largest request body in MiB; a body is held until an engine has taken it. An image of 20 MiB needs 27. Default: 32.",
+    )
+    requests_max_mib: int = Field(
+        default=512,
+        ge=32,
+        le=1_048_576,
+        description="Memory in MiB for all requests that a router process holds, the bodies that are still arriving included; at least "
+        "bodyMaxMib. Beyond it, bodies of more than 16 KiB get 503 with Retry-After. Default: 512.",
+    )
+    idle_timeout_s: Annotated[float, Duration(most_s=86_400, least_s=1)] = Field(
+        default=620.0,
+        alias="idleTimeout",
+        description="How long a client's connection may be idle before the router closes it, a duration. It has to be longer than the idle "
+        "timeout of a load balancer in front; Google's is 600s. Default: 10m20s.",
+    )
+    stream_keep_alive_s: Annotated[float, Duration(most_s=3600)] = Field(
+        default=15.0,
+        alias="streamKeepAlive",
+        description="How long a streaming answer may be silent before the router sends a comment (: keep-alive), and again after each such "
+        "time, so that proxies with a timeout do not close it; a duration. 0s: never. Default: 15s.",
     )
     cors: Cors | None = Field(
         default=None,

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import click
 import uvloop
@@ -36,6 +38,13 @@ PARENT_LOOK_S = 0.5
 """Between two looks for the parent, where the system cannot wake us at its end."""
 ADMIN_CLOSE_S = 1.0
 """A scrape that is under way may end; nothing else there is worth waiting for."""
+
+
+MALLOC_MMAP_THRESHOLD: Final = -3
+"""glibc's M_MMAP_THRESHOLD."""
+MMAP_BYTES: Final = 64 * 1024
+"""A block of this size or more goes back to the system when it is freed. By itself glibc comes to keep blocks of up to 32 MiB on its heap,
+where a small one behind them holds them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,7 @@ def router(
     listeners = Listeners(
         host, own.port if port is None else port, admin_host, own.admin_port if admin_port is None else admin_port
     )
+    _return_memory()
     config, settings = core_config(manifest, profile), shell_settings(manifest, keys)
     finished = uvloop.run(_serve(config, settings, settings.served_names[0], listeners, drain_timeout_s, parent_pid))
     sys.exit(0 if finished else 1)
@@ -158,6 +168,12 @@ def _fleet_token() -> str | None:
     if not token.isascii() or not token.isprintable() or not token or " " in token:
         raise WrongManifest(f"error: {TOKEN_VARIABLE} must be one token of visible ASCII characters, or not set")
     return token
+
+
+def _return_memory() -> None:
+    """Bodies come and go by megabytes: makes what is freed leave the process."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(MALLOC_MMAP_THRESHOLD, MMAP_BYTES)
 
 
 def _gateway(config: CoreConfig, settings: ShellSettings) -> Gateway:

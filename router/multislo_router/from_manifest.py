@@ -65,15 +65,18 @@ def engine_limits(engine: Engine, profile: Profile) -> EngineLimits:
 
 def shell_settings(manifest: MultiSLOServing, api_keys: tuple[bytes, ...] = ()) -> ShellSettings:
     """What the data path is told."""
-    model, cors = manifest.spec.model, manifest.spec.router.cors
+    model, own = manifest.spec.model, manifest.spec.router
     return ShellSettings(
         served_names=tuple(model.served_names),
         adapters=tuple((adapter.name, adapter.path) for adapter in manifest.spec.engine.adapters),
         service_tiers=service_tiers(manifest.spec),
         api_keys=api_keys,
-        body_max_bytes=manifest.spec.router.body_max_mib << 20,
-        cors_origins=() if cors is None else tuple(map(_origin, cors.origins)),
-        extra_paths=tuple((passed.path, tuple(passed.methods)) for passed in manifest.spec.router.paths),
+        body_max_bytes=own.body_max_mib << 20,
+        held_max_bytes=max(own.requests_max_mib, own.body_max_mib) << 20,
+        idle_timeout_s=own.idle_timeout_s,
+        stream_keep_alive_s=own.stream_keep_alive_s,
+        cors_origins=() if own.cors is None else tuple(map(_origin, own.cors.origins)),
+        extra_paths=tuple((passed.path, tuple(passed.methods)) for passed in own.paths),
         tokenizer=None if model.tokenizer is None else Path(model.tokenizer),
     )
 

@@ -1,27 +1,25 @@
-"""The router's side towards one client: reads requests strictly (httptools), one answer at a time and in order, and ends connections
-that misbehave. Made by the gateway's server for each connection."""
+"""The router's side towards one client: one answer at a time and in order, and an end for connections that misbehave. Made by the gateway's
+server for each connection; what a request is, `request_reader` knows."""
 
 import asyncio
 import socket
 import struct
 import time
 from collections import deque
-from typing import TYPE_CHECKING, cast
-
-import httptools
+from typing import TYPE_CHECKING, Final, cast
 
 from multislo_router.shell.errors import Fault, Reason, error_response
 from multislo_router.shell.internal_errors import Seam
-from multislo_router.shell.keys import check_key
-from multislo_router.shell.request_head import RequestHead, is_http_1_0
-from multislo_router.shell.routes import OPEN
+from multislo_router.shell.keep_alive import CLIENT, has_left, watch_peer
+from multislo_router.shell.request_head import RequestHead
+from multislo_router.shell.request_reader import PIECE_BYTES, RequestReader
 
 if TYPE_CHECKING:
     from multislo_router.shell.exchange import Exchange
     from multislo_router.shell.gateway import Gateway
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-NEVER = float("inf")
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+NEVER: Final = float("inf")
 
 
 class Dropped(asyncio.Protocol):
@@ -38,24 +36,17 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing",
         "_backlog",
+        "_backlog_at",
         "_backlog_bytes",
-        "_body",
-        "_body_bytes",
-        "_body_deadline",
-        "_continue_due",
-        "_deaf",
         "_errors",
-        "_fault",
         "_gateway",
-        "_head",
-        "_headers",
+        "_held_bytes",
         "_owes",
-        "_parser",
-        "_quiet_bytes",
-        "_reading_bytes",
+        "_paused",
+        "_reader",
+        "_request_deadline",
         "_settings",
-        "_url",
-        "_waiting",
+        "_unread",
         "closing",
         "deadline",
         "exchange",
@@ -68,27 +59,21 @@ class ClientConnection(asyncio.Protocol):
         self._gateway = gateway
         self._settings = gateway.settings
         self._errors = gateway.errors
-        self._parser = httptools.HttpRequestParser(self)
-        self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._head: RequestHead | None = None
-        """Of the request whose body is being read."""
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._body_deadline = NEVER
-        self._quiet_bytes = 0
-        """Read without getting on: of a head, or of chunk framing and trailers without a byte of content."""
-        self._reading_bytes = 0
-        self._waiting: deque[tuple[RequestHead, bytes]] = deque()
-        self._fault: Fault | None = None
-        """What ends this connection, once the requests before it are answered."""
-        self._backlog: list[bytes] = []
-        """Bytes that came while a request is being answered, not looked at yet. Beyond a head's size the socket is not read; what one
-        read of the socket brings bounds `_waiting` as well."""
+        self._reader = RequestReader(gateway.rules)
+        self._request_deadline = NEVER
+        """Until when the head, or the whole body, that is being read must have come."""
+        self._backlog: deque[bytes] = deque()
+        """Bytes that came while a request is being answered, or while the client reads no answers; not looked at yet. Beyond a head's size
+        the socket is not read."""
+        self._backlog_at = 0
+        """Of the first of them, what was looked at."""
         self._backlog_bytes = 0
-        self._continue_due = False
-        self._deaf = False
-        """Nothing more is read as a request."""
+        self._held_bytes = 0
+        """What the gateway counts for this connection."""
+        self._paused = False
+        """The socket is not read."""
+        self._unread = False
+        """The client leaves so much unread that nothing more is answered yet."""
         self._advancing = False
         self._owes = False
         """A request was begun, and neither answered nor made an exchange."""
@@ -106,12 +91,12 @@ class ClientConnection(asyncio.Protocol):
             self._errors.failed(Seam.CLIENT, error, self)
 
     def _made(self) -> None:
-        self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watch_peer(self.transport.get_extra_info("socket"), CLIENT)
         self.transport.set_write_buffer_limits(high=self._settings.write_buffer_max_bytes)
         self.deadline = time.monotonic() + self._settings.idle_timeout_s
         if not self._gateway.admit(self):
-            self._fault = Fault(Reason.CONNECTIONS_FULL, "too many connections", retry_after_s=1.0)
-            self._deaf = True
+            self._reader.fault = Fault(Reason.CONNECTIONS_FULL, "too many connections", retry_after_s=1.0)
+            self._reader.ended = True
             self._advance()
 
     def data_received(self, data: bytes) -> None:
@@ -121,25 +106,30 @@ class ClientConnection(asyncio.Protocol):
             self._errors.failed(Seam.CLIENT, error, self)
 
     def _received(self, data: bytes) -> None:
-        if self._deaf:
+        reader = self._reader
+        if reader.ended:
             return
-        if self.exchange is not None or self._waiting:
-            self._backlog.append(data)
-            self._backlog_bytes += len(data)
-            if self._backlog_bytes > self._settings.header_max_bytes:
-                self.transport.pause_reading()
-            return
-        between = self.between
-        if between:
+        fresh = self.exchange is None and not self._backlog and not self._unread and reader.between
+        if fresh:
             known = self._gateway.heads.find(data)
-            if known is not None:
+            if known is not None and self._gateway.rules.held.takes(len(data)):
                 head, end = known
                 self._begin(head, data[end:])
+                if len(data) > PIECE_BYTES:
+                    self.count_held()
                 return
-        self._read(data)
-        if between and self.between and len(self._waiting) == 1 and not self._deaf:
-            self._gateway.heads.remember(data, self._waiting[0][0])
-        self._advance()
+        self._backlog.append(data)
+        self._backlog_bytes += len(data)
+        if self.exchange is None and not self._unread:
+            self._read()
+            if fresh and not self._backlog and reader.between and len(reader.requests) == 1 and not reader.ended:
+                self._gateway.heads.remember(data, reader.requests[0][0])
+            self._advance()
+        if not self._gateway.rules.held.takes(self._backlog_bytes):
+            reader.overflow()
+            self._drop_backlog()
+        self._pause_or_resume()
+        self.count_held()
 
     def eof_received(self) -> None:
         # Half-closed counts as gone: a client that left and one that only will not write any more look the same, and generating for
@@ -151,9 +141,8 @@ class ClientConnection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         try:
             self.closing = True
-            self._deaf = True
-            self._waiting.clear()
             self._gateway.left(self)
+            self._forget()
             if exchange is not None:
                 exchange.client_gone()
         except Exception as error:
@@ -161,6 +150,7 @@ class ClientConnection(asyncio.Protocol):
             self._errors.failed(Seam.CLIENT, error, exchange)
 
     def pause_writing(self) -> None:
+        self._unread = True
         self.deadline = time.monotonic() + self._settings.reader_stall_timeout_s
         exchange = self.exchange
         if exchange is not None:
@@ -170,159 +160,130 @@ class ClientConnection(asyncio.Protocol):
                 self._errors.failed(Seam.CLIENT, error, exchange)
 
     def resume_writing(self) -> None:
+        self._unread = False
+        if self.closing:
+            return
         exchange = self.exchange
-        if exchange is not None:
-            self.deadline = NEVER
-            try:
+        try:
+            if exchange is not None:
+                self.deadline = NEVER
                 exchange.resume()
-            except Exception as error:
-                self._errors.failed(Seam.CLIENT, error, exchange)
+            else:
+                self._rest()
+                self._advance()
+                self.count_held()
+        except Exception as error:
+            self._errors.failed(Seam.CLIENT, error, self)
 
     # -- reading requests ----------------------------------------------------------------------------------------------
 
-    def _read(self, data: bytes) -> None:
-        content = self._body_bytes
-        self._reading_bytes = len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The request before it is answered as if it had not asked; nothing after it could be read.
-            self._deaf = True
-            if self._waiting:
-                self._waiting[-1][0].keep_alive = False
-        except httptools.HttpParserError as error:
-            self._deaf = True
-            if self._fault is None and isinstance(error, httptools.HttpParserCallbackError):
-                self._errors.report(Seam.CLIENT, error)
-                self._fault = Fault(Reason.INTERNAL, "the router failed on this request")
-            elif self._fault is None:
-                self._fault = Fault(Reason.MALFORMED, f"not a well-formed HTTP/1.1 request: {error}")
-            return
-        if self._waiting and self.between:
-            return
-        self._bound(data, content)
+    def _read(self) -> None:
+        """Reads on until a request is complete, or there is nothing to read."""
+        reader = self._reader
+        while self._backlog and not reader.requests and not reader.ended:
+            first = self._backlog[0]
+            at = self._backlog_at
+            end = at + reader.appetite
+            if end >= len(first):
+                self._backlog.popleft()
+                self._backlog_at = 0
+            else:
+                self._backlog_at = end
+            piece = first[at:end] if at or end < len(first) else first
+            was_body = reader.head is not None
+            reader.feed(piece)
+            self._backlog_bytes -= len(piece)
+            if was_body != (reader.head is not None) or reader.requests:
+                self._request_deadline = NEVER
+        if reader.ended:
+            self._drop_backlog()
+        elif not reader.between:
+            self._expect_rest()
 
-    def _bound(self, data: bytes, content: int) -> None:
-        """A request is still incomplete: bounds its head's size, and the time until its next byte."""
+    def _rest(self) -> None:
+        """Nothing is being answered: sets until when something must come."""
+        settings = self._settings
+        self.deadline = time.monotonic() + (
+            settings.reader_stall_timeout_s if self._unread else settings.idle_timeout_s
+        )
+        if not self._unread and not self._reader.between:
+            self._expect_rest()
+
+    def _pause_or_resume(self) -> None:
+        """Reads the socket unless enough waits already."""
+        paused = self._backlog_bytes > self._settings.header_max_bytes
+        if paused != self._paused and not self.transport.is_closing():
+            self._paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _expect_rest(self) -> None:
+        """A request is half read: bounds the time until its next byte, and until its last."""
         settings = self._settings
         now = time.monotonic()
-        if self._head is None:
-            if not self._quiet_bytes:
-                self.deadline = now + settings.head_timeout_s
-            self._quiet_bytes += len(data)
-        else:
-            if self._body_deadline == NEVER:
-                self._body_deadline = now + settings.body_timeout_s
-            self.deadline = min(now + settings.body_gap_timeout_s, self._body_deadline)
-            self._quiet_bytes = self._quiet_bytes + len(data) if self._body_bytes == content else 0
-        if self._quiet_bytes > settings.header_max_bytes:
-            self._deaf = True
-            message = f"request line and headers exceed {settings.header_max_bytes} bytes"
-            self._fault = Fault(Reason.HEAD_TOO_LARGE, message)
-
-    def on_message_begin(self) -> None:
-        self._url = b""
-        self._headers = []
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head is None:
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        method = parser.get_method()
-        try:
-            head = self._head = RequestHead(
-                method=method,
-                target=self._gateway.routes.find(method, self._url),
-                http_1_0=is_http_1_0(parser.get_http_version()),
-                keep_alive=parser.should_keep_alive(),
-            )
-            head.read(self._headers, keep_credentials=not self._settings.api_keys)
-            head.cors = self._gateway.cors.lines(head)
-            self._check(head)
-        except Fault as fault:
-            self._fault = fault
-            raise
-
-    def _check(self, head: RequestHead) -> None:
-        """What can be refused before a byte of the body has been read."""
-        settings = self._settings
-        if self._quiet_bytes + self._reading_bytes > settings.header_max_bytes:
-            size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-            if size > settings.header_max_bytes:
-                message = f"request line and headers exceed {settings.header_max_bytes} bytes"
-                raise Fault(Reason.HEAD_TOO_LARGE, message)
-        self._quiet_bytes = 0
-        head.check()
-        if self._settings.api_keys and head.target.route not in OPEN:
-            check_key(self._settings.api_keys, head)
-        if head.content_length is not None and head.content_length > settings.body_max_bytes:
-            raise self._too_large()
-        if head.expect is not None:
-            if head.expect != b"100-continue":
-                raise Fault(Reason.EXPECTATION_FAILED, "expect: only 100-continue is known", param="expect")
-            self._continue_due = head.has_body and not head.http_1_0
-
-    def _too_large(self) -> Fault:
-        return Fault(Reason.BODY_TOO_LARGE, f"the body exceeds {self._settings.body_max_bytes} bytes")
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-        self._body_bytes += len(body)
-        if self._body_bytes > self._settings.body_max_bytes:
-            self._fault = self._too_large()
-            raise self._fault
-
-    def on_message_complete(self) -> None:
-        head = self._head
-        assert head is not None
-        body = self._body
-        self._waiting.append((head, body[0] if len(body) == 1 else b"".join(body)))
-        self._head = None
-        self._url = b""
-        self._quiet_bytes = 0
-        self._continue_due = False
-        self._body_deadline = NEVER
+        body = self._reader.head is not None
+        if self._request_deadline == NEVER:
+            self._request_deadline = now + (settings.body_timeout_s if body else settings.head_timeout_s)
+        self.deadline = self._request_deadline
         if body:
-            self._body = []
-            self._body_bytes = 0
+            self.deadline = min(now + settings.body_gap_timeout_s, self._request_deadline)
+
+    def count_held(self) -> None:
+        """Tells the gateway what this connection holds of requests."""
+        if self._backlog_at:
+            # What was read of it is not kept: a large body may be in it.
+            self._backlog[0] = self._backlog[0][self._backlog_at :]
+            self._backlog_at = 0
+        reader = self._reader
+        held = self._backlog_bytes + reader.body_bytes + reader.quiet_bytes
+        if self.exchange is not None:
+            held += len(self.exchange.body)
+        if held != self._held_bytes:
+            self._gateway.rules.held.used += held - self._held_bytes
+            self._held_bytes = held
+
+    def _forget(self) -> None:
+        """Nothing more is read: what was is dropped."""
+        self._reader.close()
+        self._drop_backlog()
+        self.count_held()
+
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._backlog_at = self._backlog_bytes = 0
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Answers what waits, in order, until one request needs an engine. A loop and not a recursion: many requests that are
-        answered at once may come in one packet."""
+        """Answers what waits, in order, until one request needs an engine, or the client reads no answers. A loop and not a recursion: many
+        requests that are answered at once may come in one packet."""
         if self._advancing:
             return
+        reader = self._reader
         self._advancing = True
         try:
-            while self.exchange is None and not self.closing:
-                if self._waiting:
-                    self._begin(*self._waiting.popleft())
-                elif self._fault is not None:
-                    self._refuse(self._fault)
-                elif self._backlog and not self._deaf:
-                    data = b"".join(self._backlog)
-                    self._backlog = []
-                    if self._backlog_bytes > self._settings.header_max_bytes and not self.transport.is_closing():
-                        self.transport.resume_reading()
-                    self._backlog_bytes = 0
-                    self._read(data)
+            while self.exchange is None and not self.closing and not self._unread:
+                if reader.requests:
+                    self._begin(*reader.requests.popleft())
+                elif reader.fault is not None:
+                    self._refuse(reader.fault)
+                elif self._backlog:
+                    self._read()
                 else:
                     break
         finally:
             self._advancing = False
-        if self._continue_due and self.exchange is None and not self._deaf:
-            self._continue_due = False
-            if not self._body_bytes:
+        if self._paused:
+            self._pause_or_resume()
+        if reader.continue_due and self.exchange is None and not reader.ended:
+            reader.continue_due = False
+            if not reader.body_bytes:
                 self.write(CONTINUE)
 
     def _begin(self, head: RequestHead, body: bytes) -> None:
-        self.deadline = NEVER
+        self.deadline = self._request_deadline = NEVER
         self._owes = True
         self._gateway.begin(self, head, body)
         self._owes = False
@@ -332,10 +293,10 @@ class ClientConnection(asyncio.Protocol):
         client would never see the answer."""
         self._gateway.counters.faults[fault.reason] += 1
         self.closing = True
-        self._deaf = True
         self.deadline = time.monotonic() + self._settings.linger_timeout_s
+        cors = b"" if self._reader.head is None else self._reader.head.cors
+        self._forget()
         if not self.transport.is_closing():
-            cors = b"" if self._head is None else self._head.cors
             self.transport.write(error_response(fault, self._gateway.new_request_id(), close=True, extra=cors))
             self.transport.write_eof()
 
@@ -356,22 +317,25 @@ class ClientConnection(asyncio.Protocol):
         if close or self._gateway.closing:
             self.close()
             return
-        self.deadline = time.monotonic() + self._settings.idle_timeout_s
-        if self._waiting or self._backlog or self._fault is not None or self._continue_due:
+        self._rest()
+        reader = self._reader
+        if reader.requests or self._backlog or reader.fault is not None or reader.continue_due:
             self._advance()
+        if self._held_bytes:
+            self.count_held()
 
     def close(self) -> None:
         """Closes once everything written has been sent, or the client has stopped reading."""
         self.closing = True
-        self._deaf = True
         self.deadline = time.monotonic() + self._settings.reader_stall_timeout_s
+        self._forget()
         self.transport.close()
 
     def cut(self) -> None:
         """Ends an answer that cannot be completed, visibly: with a reset, never with a clean end."""
         self.exchange = None
         self.closing = True
-        self._deaf = True
+        self._forget()
         if self.transport.is_closing():
             return
         linger_off = struct.pack("ii", 1, 0)
@@ -396,29 +360,32 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     @property
-    def stuck(self) -> bool:
-        """Nothing would ever end its connection. Asked between two turns of the event loop."""
+    def _has_left(self) -> bool:
+        return not self.transport.is_closing() and has_left(self.transport.get_extra_info("socket"))
+
+    def overdue(self, now: float) -> bool:
+        """Its deadline has passed, or nothing else would ever end its connection. Asked between two turns of the event loop."""
+        if self.deadline <= now or (self._paused and self._has_left):
+            return True
         if self.exchange is not None:
             return self.exchange.over
-        return self.deadline == NEVER and not self._waiting
-
-    @property
-    def between(self) -> bool:
-        """No request is half read."""
-        return self._head is None and not self._url and not self._quiet_bytes
+        return self.deadline == NEVER
 
     @property
     def idle(self) -> bool:
         """Between two requests."""
-        return self.exchange is None and not self._waiting and self.between
+        reader = self._reader
+        return (
+            not self.closing and self.exchange is None and not self._backlog and not reader.requests and reader.between
+        )
 
     def expired(self) -> None:
-        """The deadline has passed."""
-        if self.closing or self.exchange is not None:
+        """It is overdue."""
+        if self.closing or self.exchange is not None or self._unread:
             self.transport.abort()  # it lingers, or does not read its answer
         elif self.idle:
             self.close()
         else:
-            self._fault = Fault(Reason.TIMEOUT, "the request did not arrive in time")
-            self._deaf = True
+            self._reader.fault = Fault(Reason.TIMEOUT, "the request did not arrive in time")
+            self._reader.ended = True
             self._advance()

@@ -2,24 +2,19 @@
 gateway, used by exchanges."""
 
 import asyncio
-import socket
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from multislo_api.fleet import InstanceEntry
 from multislo_router.shell.internal_errors import InternalErrors, Seam
+from multislo_router.shell.keep_alive import ENGINE, watch_peer
 from multislo_router.shell.response_head import EngineSpokeNonsense, ResponseBody, body_of, read_head
 from multislo_router.shell.settings import ShellSettings
 
 if TYPE_CHECKING:
     from multislo_router.shell.exchange import Exchange
 
-KEEPALIVE_IDLE_S = 5
-"""A host that vanished without a word is found after 5 + 3 * 5 s."""
-KEEPALIVE_INTERVAL_S = 5
-KEEPALIVE_PROBES = 3
-UNACKNOWLEDGED_MAX_MS = 20_000
 SWITCHING_PROTOCOLS = 101
 """Nobody asked for another protocol."""
 NO_ANSWER = 0
@@ -164,17 +159,7 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
-            ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
-            ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-            ("TCP_USER_TIMEOUT", UNACKNOWLEDGED_MAX_MS),
-        ):
-            if hasattr(socket, option):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        watch_peer(self.transport.get_extra_info("socket"), ENGINE)
 
     def send(self, exchange: "Exchange") -> None:
         self.exchange = exchange

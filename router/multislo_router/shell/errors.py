@@ -8,7 +8,7 @@
     |-- the fleet's    429 deadline, queue_full                 (right now it has too little room)
     |                  503 no_instance, engine_full
     |-- the engine's   502 engine_failed   504 engine_silent
-    `-- ours           500 internal        503 shutting_down, connections_full
+    `-- ours           500 internal        503 shutting_down, connections_full, bodies_full
 
 An engine that fails is no exception but an event for the core, which answers with a decision.
 """
@@ -46,6 +46,7 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     SHUTTING_DOWN = "shutting_down"
     CONNECTIONS_FULL = "connections_full"
+    BODIES_FULL = "bodies_full"
     NOT_IMPLEMENTED = "not_implemented"
 
 
@@ -73,6 +74,7 @@ STATUS: dict[Reason, tuple[int, str]] = {
     Reason.INTERNAL: (500, "server_error"),
     Reason.SHUTTING_DOWN: (503, "server_error"),
     Reason.CONNECTIONS_FULL: (503, "server_error"),
+    Reason.BODIES_FULL: (503, "server_error"),
     Reason.NOT_IMPLEMENTED: (501, "invalid_request_error"),
 }
 """HTTP status and the `type` of OpenAI's error body. `code` is the reason, but for the two that OpenAI's clients know by a name."""

@@ -226,6 +226,7 @@ class Exchange:
         if not self.started and (relayed or body.done):
             self.started = True
             self.body = b""
+            self._client.count_held()
             if self._served is not None:
                 self._answer_head = self._served.head(self._answer_head, relayed)
             relayed = self._answer_head + relayed

@@ -30,12 +30,15 @@ from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.models import Models
 from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
 from multislo_router.shell.request_head import RequestHead
+from multislo_router.shell.request_reader import HeldBytes, Rules
 from multislo_router.shell.routes import Route, Routes, unknown
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.slo import RequestSlo, slo_of
 
 RECENT_DECISIONS = 1000
 """Kept for /debug/decisions: about a minute of a busy router, and a few hundred KB."""
+IDLE_SHARE_CLOSED = 100
+"""Of `connections_max`, the part of idle connections that is closed at once where there are too many: looking for them costs a sort."""
 BACKLOG = 4096
 """Connections that the kernel may keep until they are accepted: a burst of clients that all connect at once."""
 
@@ -77,8 +80,13 @@ class Gateway:
         """Requests that the core knows or is about to be told of, by its numbers."""
         self.passing: set[Exchange] = set()
         """Requests that it does not know: other paths than completions."""
-        self.routes = Routes(settings.extra_paths)
-        self.cors = Cors(settings.cors_origins)
+        self.rules = Rules(
+            settings,
+            Routes(settings.extra_paths),
+            Cors(settings.cors_origins),
+            HeldBytes(settings.held_max_bytes),
+            self.errors,
+        )
         self._suspects: set[Exchange] = set()
         """What nothing seemed to continue at the last sweep."""
         self.models = Models(settings, core_config.length_max, int(time.time()))
@@ -235,9 +243,16 @@ class Gateway:
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def admit(self, client: ClientConnection) -> bool:
+        """Whether there is room for one more. Where there is not, those that have been idle longest make it."""
         self.clients.add(client)
         self.counters.connections += 1
-        return len(self.clients) <= self.settings.connections_max
+        most = self.settings.connections_max
+        if len(self.clients) <= most:
+            return True
+        idle = sorted((other for other in self.clients if other.idle and other is not client), key=lambda c: c.deadline)
+        for other in idle[: 1 + most // IDLE_SHARE_CLOSED]:
+            other.close()
+        return bool(idle)
 
     def left(self, client: ClientConnection) -> None:
         self.clients.discard(client)
@@ -327,6 +342,7 @@ class Gateway:
         id = exchange.id
         assert id is not None
         exchange.awaits = None
+        scan.prompt = b""  # a copy of most of the body, which may be held for minutes
         if not self._is_exact(exchange.head.target.route, scan):
             # It may be less: then the engine serves it, or says itself that it is too long.
             prompt_tokens = max(1, min(prompt_tokens, self.core.length_max - (scan.output_tokens_max or 1)))
@@ -403,9 +419,10 @@ class Gateway:
             self._sweep_timer = self._loop.call_later(self.settings.sweep_interval_s, self._sweep)
 
     def _swept(self, now: float) -> None:
-        for client in [client for client in self.clients if client.deadline <= now or client.stuck]:
+        for client in list(self.clients):
             try:
-                client.expired()
+                if client.overdue(now):
+                    client.expired()
             except Exception as error:
                 self.errors.failed(Seam.TIMER, error, client)
         silent_since = now - self.settings.engine_silence_timeout_s

@@ -26,6 +26,9 @@ class ShellSettings:
 
     body_max_bytes: int = 32 * 1024 * 1024
     """A request's body is held until an engine answers it: a million tokens of text are 4 MB, an image of 20 MiB is 27 MiB in base64."""
+    held_max_bytes: int = 512 * 1024 * 1024
+    """Of all requests together that are in the router: bodies under way and bodies that no engine has answered. 10,000 held prompts of
+    50 KB, or 16 of the largest bodies."""
     header_max_bytes: int = 64 * 1024
     """Request line and headers together; engines commonly take no more."""
     connections_max: int = 20_000
@@ -41,8 +44,11 @@ class ShellSettings:
     """Without a byte of a body that is under way: the client's network is gone."""
     body_timeout_s: float = 300.0
     """For a whole body: 32 MiB at one Mbit/s."""
-    idle_timeout_s: float = 75.0
-    """A kept-alive connection without a request: longer than the 60 s after which load balancers close theirs."""
+    idle_timeout_s: float = 620.0
+    """A kept-alive connection without a request: longer than the 60 to 600 s after which load balancers close theirs, else they send a
+    request just when it closes."""
+    stream_keep_alive_s: float = 15.0
+    """A streaming answer that has been silent for so long gets a comment: proxies give up after 60 s, some after 30. 0: never."""
     reader_stall_timeout_s: float = 60.0
     """A client that reads nothing although its buffer is full holds a place on an engine: it is given up."""
     linger_timeout_s: float = 2.0

@@ -111,7 +111,7 @@ def the_end_of_it(router: Router) -> None:
 
 
 @pytest.mark.parametrize("scheduler", list(e.Scheduler))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 12_000))
 def test_an_exception_anywhere_in_the_core_costs_one_event_and_not_the_books(
     scheduler: e.Scheduler, number: int

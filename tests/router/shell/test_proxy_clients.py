@@ -58,6 +58,21 @@ async def test_a_client_that_leaves_while_it_is_held_leaves_the_queue(kit: Any) 
     assert not stage.engines[0].asked
 
 
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_client_that_leaves_is_noticed_though_its_socket_is_not_read(kit: Any, how: str) -> None:
+    stage = await kit.stage()
+    stage.set_fleet()
+    client = await stage.client()
+    await client.send(kit.post(kit.CHAT))
+    await stage.until(lambda: stage.in_flight() == 1)
+    await client.send(b"GET /v1/models HTTP/1.1\r\nhost: r\r\n\r\n" * 3000)
+    await stage.until(lambda: next(iter(stage.gateway.clients))._paused)
+    getattr(client, how)()
+
+    await stage.until(lambda: not stage.in_flight())
+    assert stage.outcomes() == {"client_gone": 1}
+
+
 async def test_a_held_request_is_sent_as_soon_as_there_is_an_instance(kit: Any) -> None:
     stage = await kit.stage()
     stage.set_fleet()
@@ -182,18 +197,6 @@ async def test_a_connection_is_kept_or_closed_as_the_client_wishes(kit: Any) -> 
     assert await client.rest() == b""
 
 
-async def test_an_upgrade_is_not_taken_up(kit: Any) -> None:
-    stage = await kit.stage()
-    client = await stage.client()
-
-    await client.send(
-        b"GET /v1/models HTTP/1.1\r\nhost: r\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: A\r\n\r\n"
-    )
-    answer = await client.answer()
-
-    assert (answer.status, answer.headers["connection"]) == (200, "close")
-
-
 async def test_idle_connections_are_closed(kit: Any) -> None:
     stage = await kit.stage(idle_timeout_s=0.1)
     client = await stage.client()
@@ -204,12 +207,27 @@ async def test_idle_connections_are_closed(kit: Any) -> None:
 
 async def test_connections_beyond_the_limit_are_turned_away(kit: Any) -> None:
     stage = await kit.stage(connections_max=2)
+    stage.set_fleet()
     kept = [await stage.client() for _ in range(2)]
     for client in kept:
-        await client.ask(kit.CHAT)
+        await client.send(kit.post(kit.CHAT))
+    await stage.until(lambda: stage.in_flight() == 2)
     late = await stage.client()
 
     answer = await late.answer()
+    stage.set_fleet(*stage.engines)
 
     assert (answer.status, answer.headers["x-multislo-reason"]) == (503, "connections_full")
-    assert (await kept[0].ask(kit.CHAT)).status == 200
+    assert [(await client.answer()).status for client in kept] == [200, 200]
+
+
+async def test_the_connection_that_has_been_idle_longest_makes_room_for_a_new_one(kit: Any) -> None:
+    stage = await kit.stage(connections_max=2)
+    oldest, newer = await stage.client(), await stage.client()
+    for client in (oldest, newer):
+        await client.ask(kit.CHAT)
+    late = await stage.client()
+
+    assert (await late.ask(kit.CHAT)).status == 200
+    assert await oldest.rest() == b""
+    assert (await newer.ask(kit.CHAT)).status == 200

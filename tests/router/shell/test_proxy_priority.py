@@ -9,7 +9,7 @@ import pytest
 
 from multislo_router.core.config import EngineLimits
 from multislo_router.core.events import Scheduler
-from multislo_router.shell import exchange, gateway
+from multislo_router.shell import engine, exchange, fleet, gateway
 
 INT64_MAX = 2**63 - 1
 """vLLM takes no more; others read JSON's numbers as doubles, which are exact up to 2^53."""
@@ -41,7 +41,7 @@ async def test_routers_on_nodes_that_booted_at_other_times_say_the_same(
     (here,) = await priorities(kit, "interactive")
     other_clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + uptime_s)
     with monkeypatch.context() as elsewhere:
-        for module in (exchange, gateway):
+        for module in (engine, exchange, fleet, gateway):
             elsewhere.setattr(module, "time", other_clock)
         (there,) = await priorities(kit, "interactive")
 
