@@ -273,13 +273,17 @@ class EngineView:
         return sum(-(-job.tokens // size) - job.blocks for job in self.prefills)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Plan:
     """One iteration: the prefill chunks (a waiting job in it is thereby admitted) and the decodes that get one token each."""
 
     chunks: list[tuple[Job, int]]
-    decodes: Slots | None = None
+    decodes: Slots | None
     """Their slots; None: all that there are."""
+
+    def __init__(self, chunks: list[tuple[Job, int]], decodes: Slots | None = None) -> None:
+        self.chunks = chunks
+        self.decodes = decodes
 
 
 def last_admitted(view: EngineView) -> Job:

@@ -42,7 +42,7 @@ class Cause(StrEnum):
     """Likewise, and the last engine said that it is full."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Place:
     """Send the request to the instance now."""
 
@@ -65,6 +65,34 @@ class Place:
     """Lower = earlier, where the instance runs `--scheduling-policy priority`: the deadline in milliseconds, on the core's clock. Who sends
     it to an engine puts it on a clock that all routers share."""
     reason: str
+
+    def __init__(
+        self,
+        request: int,
+        instance: str,
+        tier: str,
+        kind: Kind,
+        ttft_predicted_s: float,
+        iteration_predicted_s: float,
+        room_s: float,
+        load: float,
+        ttft_due: float,
+        tpot_s: float,
+        priority: int | None,
+        reason: str,
+    ) -> None:
+        self.request = request
+        self.instance = instance
+        self.tier = tier
+        self.kind = kind
+        self.ttft_predicted_s = ttft_predicted_s
+        self.iteration_predicted_s = iteration_predicted_s
+        self.room_s = room_s
+        self.load = load
+        self.ttft_due = ttft_due
+        self.tpot_s = tpot_s
+        self.priority = priority
+        self.reason = reason
 
 
 @dataclass(slots=True)

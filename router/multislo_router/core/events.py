@@ -1,4 +1,7 @@
-"""Everything that can happen to the router's core. Each event carries its own time, in seconds of the caller's monotonic clock."""
+"""Everything that can happen to the router's core. Each event carries its own time, in seconds of the caller's monotonic clock.
+
+What is made for each request or token has a written `__init__`: a generated one stays Python in the compiled build.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -93,22 +96,44 @@ class InstanceReported:
     kv_tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestArrived:
     """A client asks. `tier` None means: by its SLO if it brings one, else the default tier."""
 
     now: float
     request: int
     prompt_tokens: int
-    output_tokens_max: int | None = None
+    output_tokens_max: int | None
     """`max_tokens` of the body; None where the client set none."""
-    tier: str | None = None
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    streaming: bool = True
+    tier: str | None
+    ttft_s: float | None
+    tpot_s: float | None
+    streaming: bool
     """False: no token is seen before the last one."""
-    prefilled: bool = False
+    prefilled: bool
     """Its prompt was computed elsewhere, all but its last token, and the KV comes with it: it decodes from the start."""
+
+    def __init__(
+        self,
+        now: float,
+        request: int,
+        prompt_tokens: int,
+        output_tokens_max: int | None = None,
+        tier: str | None = None,
+        ttft_s: float | None = None,
+        tpot_s: float | None = None,
+        streaming: bool = True,
+        prefilled: bool = False,
+    ) -> None:
+        self.now = now
+        self.request = request
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens_max = output_tokens_max
+        self.tier = tier
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.streaming = streaming
+        self.prefilled = prefilled
 
 
 @dataclass(slots=True)
@@ -120,23 +145,34 @@ class PromptMeasured:
     prompt_tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class TokensReceived:
     """`tokens` more output tokens of a request passed through (the first event of a request ends its prefill)."""
 
     now: float
     request: int
-    tokens: int = 1
+    tokens: int
+
+    def __init__(self, now: float, request: int, tokens: int = 1) -> None:
+        self.now = now
+        self.request = request
+        self.tokens = tokens
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestEnded:
     """A request that had been placed or held is over. Of one that does not stream, `tokens` are all that it got."""
 
     now: float
     request: int
     outcome: Outcome
-    tokens: int = 0
+    tokens: int
+
+    def __init__(self, now: float, request: int, outcome: Outcome, tokens: int = 0) -> None:
+        self.now = now
+        self.request = request
+        self.outcome = outcome
+        self.tokens = tokens
 
 
 @dataclass(slots=True)
