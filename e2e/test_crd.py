@@ -140,12 +140,12 @@ WRONG: list[tuple[Changes, str, str]] = [
     (
         {"spec.serviceTiers": {"flex": "slow"}},
         "spec.serviceTiers.flex",
-        '"slow" must name a tier: one of [realtime, interactive, batch]',
+        '"slow" must name a tier: one of ["realtime", "interactive", "batch"]',
     ),
     (
         {"spec.engine.adapters": [{"name": "llama-3.1-8b", "path": "/a"}]},
         "spec.engine.adapters",
-        "[llama-3.1-8b] must differ from the model's own name and its servedNames",
+        """["llama-3.1-8b"] must differ from the model's own name and its servedNames""",
     ),
     (
         {"spec.engine.adapters": [{"name": "a=b", "path": "/a"}]},
