@@ -1,6 +1,7 @@
 """The charts on a real API server, by Helm: installed, upgraded, uninstalled; and what the operator may do under the rights that the chart
 gives it, asked of the server itself."""
 
+import base64
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -51,10 +52,6 @@ async def objects(scene: Scene) -> set[str]:
     return {name for name in names if name not in ("configmap/kube-root-ca.crt", "serviceaccount/default")}
 
 
-def key_of(scene: Scene) -> str:
-    return str(scene.get("secret", "multislo-key")["data"]["key"])
-
-
 async def test_an_uninstall_leaves_nothing_but_what_the_user_owns(scene: Scene, legal: Object) -> None:
     before = await objects(scene)
     with config(scene.cluster, scene.namespace) as release:
@@ -63,7 +60,7 @@ async def test_an_uninstall_leaves_nothing_but_what_the_user_owns(scene: Scene, 
         scene.apply(legal)
         release.uninstall("multislo")
 
-    assert {"deployment.apps/multislo", "secret/multislo-key", "role.rbac.authorization.k8s.io/multislo"} <= installed
+    assert {"deployment.apps/multislo", "role.rbac.authorization.k8s.io/multislo"} <= installed
 
     async def gone() -> None:
         assert await objects(scene) == before
@@ -85,9 +82,7 @@ async def test_a_cluster_wide_install_leaves_nothing_in_the_cluster_either(scene
     assert left.count(name) == 0
 
 
-async def test_an_upgrade_to_the_next_version_keeps_the_key_and_rolls_the_operator(
-    scene: Scene, tmp_path: Path
-) -> None:
+async def test_an_upgrade_to_the_next_version_rolls_the_operator(scene: Scene, tmp_path: Path) -> None:
     values = {"watchNamespaces": [scene.namespace]}
     following = tmp_path / "multislo"
     shutil.copytree(OPERATOR, following)
@@ -95,32 +90,39 @@ async def test_an_upgrade_to_the_next_version_keeps_the_key_and_rolls_the_operat
     (following / "Chart.yaml").write_text(yaml.safe_dump(meta | {"version": "0.1.1", "appVersion": "0.1.1"}))
     with config(scene.cluster, scene.namespace) as release:
         release.install(OPERATOR, "multislo", values)
-        key = key_of(scene)
         release.upgrade(following, "multislo", values | {"replicas": 3})
         upgraded = scene.get("deployment", "multislo")
-        kept = key_of(scene)
         release.rollback("multislo")
         rolled_back = scene.get("deployment", "multislo")
         release.uninstall("multislo")
 
-    assert kept == key
     assert upgraded["spec"]["replicas"] == 3
     assert upgraded["spec"]["template"]["spec"]["containers"][0]["image"] == "multislo:0.1.1"
     assert upgraded["metadata"]["generation"] == 2
     assert rolled_back["spec"]["template"]["spec"]["containers"][0]["image"] == f"multislo:{meta['appVersion']}"
 
 
-async def test_a_kept_key_is_found_again_by_the_next_install(scene: Scene) -> None:
-    values = {"watchNamespaces": [scene.namespace], "key": {"keep": True}}
+async def test_the_operator_makes_its_key_once_and_a_kept_one_is_found_by_the_next_install(scene: Scene) -> None:
+    await scene.add_nodes(1, processes=True)
+    values = {"watchNamespaces": [scene.namespace], "key": {"keep": True}, "image": {"tag": "e2e"}, "replicas": 1}
+
+    async def made() -> Object:
+        return scene.get("secret", "multislo-key")
+
+    async def leads() -> None:
+        assert scene.get("lease", "multislo-operator")["spec"]["holderIdentity"].startswith("multislo-")
+
     with config(scene.cluster, scene.namespace) as release:
         release.install(OPERATOR, "multislo", values)
-        key = key_of(scene)
+        key = await wait_for("the operator has made its key", made, 120)
         release.uninstall("multislo")
         release.install(OPERATOR, "multislo", values)
-        again = key_of(scene)
+        await wait_for("the next install leads", leads, 120)
+        again = await made()
         release.uninstall("multislo")
 
-    assert again == key
+    assert again["metadata"]["uid"] == key["metadata"]["uid"]
+    assert len(base64.b64decode(key["data"]["key"])) == 32
 
 
 async def test_pod_security_restricted_lets_the_operator_in(scene: Scene) -> None:

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-ConditionType = Literal["Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady", "ChangeRefused"]
+ConditionType = Literal[
+    "Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady", "ChangeRefused", "SoleOperator"
+]
 # Of what this version writes. What is read may be a later operator's.
 CONDITION_TYPES: tuple[ConditionType, ...] = get_args(ConditionType)
 
@@ -117,8 +119,8 @@ class Status(StatusPart):
         default=[],
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready (serving as wanted), RouterReady, WorkloadsReady, ScalingReady, ProfileReady, and ChangeRefused (False "
-        "while all is well). Default: none.",
+        description="Ready (serving as wanted), RouterReady, WorkloadsReady, ScalingReady, ProfileReady, SoleOperator, and "
+        "ChangeRefused (False while all is well). Default: none.",
     )
     tiers: list[TierStatus] = Field(
         default=[],

@@ -1,6 +1,5 @@
 """The charts without a cluster: lint, the objects that they make, what their schemas refuse. Installing them is in e2e/test_charts.py."""
 
-import base64
 import json
 import re
 from collections.abc import Iterator
@@ -178,7 +177,8 @@ def test_the_operator_is_started_by_its_command_line() -> None:
 
     assert container["command"] == ["multislo", "operator"]
     assert container["args"] == [
-        "--key-file=/var/run/multislo/key",
+        "--key-secret=multislo-key",
+        "--own-deployment=multislo",
         "--host=0.0.0.0",
         "--metrics-port=8080",
         "--log-format=text",
@@ -214,7 +214,7 @@ def test_the_pod_keeps_the_standard_restricted_and_can_write_only_to_tmp() -> No
 
 
 def test_any_user_can_read_the_key_and_a_policy_that_wants_a_user_gets_one() -> None:
-    plain = pod_of(rendered())
+    plain = pod_of(rendered({"key": {"existingSecret": "mine"}}))
     (key,) = [volume["secret"] for volume in plain["volumes"] if volume["name"] == "key"]
     own = pod_of(rendered({"podSecurityContext": {"runAsUser": 65532, "seccompProfile": None}, "podUsers": "fixed"}))
 
@@ -224,10 +224,22 @@ def test_any_user_can_read_the_key_and_a_policy_that_wants_a_user_gets_one() -> 
     assert "--pod-users=fixed" in own["containers"][0]["args"]
 
 
-def test_secrets_may_be_created_and_nothing_else() -> None:
-    rules = set(rules_of(rendered(), "Role", "ClusterRole"))
+def test_secrets_may_be_created_and_its_own_key_read() -> None:
+    objects = rendered()
+    rules = set(rules_of(objects, "Role", "ClusterRole"))
 
-    assert {verb for group, resource, verb in rules if resource == "secrets"} == {"create"}
+    assert {verb for group, resource, verb in rules if resource == "secrets"} == {"create", "get"}
+    reads = [
+        rule
+        for each in objects
+        for rule in each.get("rules", [])
+        if rule["resources"] == ["secrets"] and "get" in rule["verbs"]
+    ]
+    assert [rule["resourceNames"] for rule in reads] == [["multislo-key"]]
+    theirs = rendered({"key": {"existingSecret": "mine"}})
+    assert {verb for group, resource, verb in rules_of(theirs, "Role", "ClusterRole") if resource == "secrets"} == {
+        "create"
+    }
     assert not {rule for rule in rules if "*" in rule}
     assert not {rule for rule in rules if rule[0] == "rbac.authorization.k8s.io"}
 
@@ -245,18 +257,25 @@ def test_with_namespaces_of_its_own_the_operator_has_no_right_in_the_cluster_as_
         assert all(set(rules_of([role], "Role")) == cluster_wide for role in roles)
 
 
-def test_the_lease_is_the_operators_own_namespaces() -> None:
+def test_the_lease_of_the_leader_is_at_home_and_the_claims_are_where_the_fleets_are() -> None:
     objects = rendered({"watchNamespaces": ["serving"]})
-    holding = [each for each in objects if any(rule[1] == "leases" for rule in rules_of([each], "Role", "ClusterRole"))]
+    named = {
+        (each["metadata"]["namespace"], *rule["resourceNames"])
+        for each in objects
+        for rule in each.get("rules", [])
+        if rule["resources"] == ["leases"] and "resourceNames" in rule
+    }
 
-    assert [(each["kind"], each["metadata"]["namespace"]) for each in holding] == [("Role", "multislo-system")]
+    assert named == {("multislo-system", "multislo-operator"), ("serving", "multislo-fleets")}
 
 
-def test_each_rendering_without_a_cluster_makes_another_key_of_32_bytes() -> None:
-    keys = {only(rendered(), "Secret")["data"]["key"] for _ in range(3)}
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+def test_two_renderings_are_the_same_and_hold_nothing_that_the_operator_writes(values: dict[str, Any]) -> None:
+    """So that Argo CD and Flux find no difference after a sync."""
+    objects = rendered(values)
 
-    assert len(keys) == 3
-    assert {len(base64.b64decode(key, validate=True)) for key in keys} == {32}
+    assert objects == rendered(values)
+    assert not {each["kind"] for each in objects} & {"Lease", "Secret"}
 
 
 def test_a_key_of_the_users_is_mounted_and_none_is_made() -> None:
@@ -280,10 +299,7 @@ def test_everything_is_named_after_the_release(release: str, name: str) -> None:
     objects = rendered(name=release)
 
     assert only(objects, "Deployment")["metadata"]["name"] == name
-    names = {
-        each["metadata"]["name"] for each in objects if each["kind"] != "Lease"
-    }  # It has one name in all releases.
-    assert all(each.startswith(name) for each in names)
+    assert all(each["metadata"]["name"].startswith(name) for each in objects)
 
 
 def test_the_fleets_network_policies_know_the_operator_by_its_labels() -> None:

@@ -1,4 +1,4 @@
-{{/* What the operator may do in a namespace that it looks after, and why. Nothing else, and no reading of Secrets. */}}
+{{/* What the operator may do in a namespace that it looks after, and why. Nothing else, and no reading of Secrets: its key is at home. */}}
 {{- define "multislo.rights" -}}
 # The fleets: read what is wanted, report what is.
 - apiGroups: [multislo.dev]
@@ -43,6 +43,14 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]
+# Which installation looks after the fleets of a namespace.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [multislo-fleets]
+  verbs: [get, update, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

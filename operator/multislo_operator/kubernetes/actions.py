@@ -40,6 +40,19 @@ def carry_out(draft: Draft, plan: Plan, wanted: Wanted) -> None:
             _note(draft, "ScaledDown", f"{pod.name} of {_title(home)} goes", action)
 
 
+def give_up_lost(draft: Draft) -> None:
+    """What went with its node is deleted, so that it is replaced; and so that it ends when the node is back."""
+    for workload in draft.workloads.values():
+        for pod in workload.pods:
+            if pod.lost and not pod.terminating:
+                draft.delete(pod, f"its node {pod.node} is lost")
+                draft.note(
+                    "NodeLost",
+                    f"{pod.name} of {_title(workload)} is given up: its node {pod.node} is lost",
+                    warning=True,
+                )
+
+
 def remove_unwanted(draft: Draft, wanted: Wanted, observed: FleetObserved, drain_timeout_s: float) -> None:
     """Deployments of tiers that the manifest no longer has: drained, then deleted."""
     spec = wanted.manifest.spec

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import click
 
+from multislo_operator.kubernetes.own_key import KEY_BYTES_MIN
 from multislo_operator.kubernetes.run import CannotStart, RunSettings, run
 
 LOG = logging.getLogger(__name__)
-KEY_BYTES_MIN = 16
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -24,6 +24,17 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     type=click.Path(path_type=Path, dir_okay=False),
     help="File with the secret from which the routers' tokens are derived, the same for all replicas; 16 bytes or more. "
     "Default: a random one, with which the routers are rolled at each start.",
+)
+@click.option(
+    "--key-secret",
+    metavar="NAME",
+    help="Instead of --key-file: a Secret of the Lease's namespace with that key. It is made where there is none.",
+)
+@click.option("--keep-key", is_flag=True, help="The Secret that is made does not go with --own-deployment.")
+@click.option(
+    "--own-deployment",
+    metavar="NAME",
+    help="The operator's own Deployment, in the Lease's namespace: its Lease and its key go with it. Default: they stay.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of /metrics, /healthz and /readyz.")
 @click.option("--metrics-port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Their port.")
@@ -70,6 +81,9 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def operator(
     key_file: Path | None,
+    key_secret: str | None,
+    keep_key: bool,
+    own_deployment: str | None,
     host: str,
     metrics_port: int,
     namespaces: tuple[str, ...],
@@ -90,7 +104,9 @@ def operator(
     _log(log_format)
     if not image:
         raise click.UsageError("--image: missing; must be the image of this operator (or set MULTISLO_IMAGE)")
-    key = _key(key_file)
+    if key_file is not None and key_secret is not None:
+        raise click.UsageError("--key-file and --key-secret: give one of them")
+    key = b"" if key_secret is not None else _key(key_file)
     settings = RunSettings(
         key=key,
         image=image,
@@ -104,6 +120,9 @@ def operator(
         monitor_labels=tuple(_label(text) for text in monitor_labels),
         image_pull_policy=image_pull_policy,
         pod_users=pod_users,
+        key_secret=key_secret,
+        key_kept=keep_key,
+        own_deployment=own_deployment,
     )
     try:
         asyncio.run(run(settings))

@@ -19,8 +19,8 @@ from multislo_api.status import (
 )
 from multislo_api.tolerant import warning
 from multislo_operator.decide.fleet import InstanceState
-from multislo_operator.decide.plan import Hold, HoldCause, Plan
-from multislo_operator.kubernetes import names
+from multislo_operator.decide.plan import Hold, HoldCause, Plan, TierPlan
+from multislo_operator.kubernetes import names, places
 from multislo_operator.kubernetes.answers import Answers
 from multislo_operator.kubernetes.causes import PLACE, Cause, Causes, named
 from multislo_operator.kubernetes.changes import Object
@@ -53,6 +53,8 @@ class Picture:
     obstacles: Obstacles = field(default_factory=Obstacles)
     troubles: Mapping[str, Cause] = field(default_factory=dict)
     """What keeps pods of a Deployment from serving, by the Deployment's name (`troubles_of`)."""
+    other_operator: str = ""
+    """Another installation that stands aside."""
 
 
 def troubles_of(
@@ -62,7 +64,12 @@ def troubles_of(
     router = names.router_of(resource)
     pods = {router: [door.name for door in doors]}
     pods |= {workload.name: [pod.name for pod in workload.running] for workload in workloads.values()}
-    return {name: cause for name, of in pods.items() if (cause := found.why(of, name)) is not None}
+    troubles = {name: cause for name, of in pods.items() if (cause := found.why(of, name)) is not None}
+    for workload in workloads.values():
+        silent = places.silent(workload.pods if workload.to_come else workload.running)
+        if silent:
+            troubles[workload.name] = Cause("NodeLost", "; ".join(silent))
+    return troubles
 
 
 def status(picture: Picture) -> dict[str, Any]:
@@ -121,7 +128,18 @@ def _judged(picture: Picture) -> dict[ConditionType, Judgement]:
         "ScalingReady": scaling,
         "ProfileReady": profile,
         "ChangeRefused": _refused(picture),
+        "SoleOperator": _alone(picture),
     }
+
+
+def _alone(picture: Picture) -> Judgement:
+    if picture.other_operator:
+        return False, "AnotherOperator", another_operator(picture.other_operator)
+    return True, "Alone", "no other operator looks after this namespace"
+
+
+def another_operator(other: str) -> str:
+    return f"the operator {other} would look after this namespace too, and stands aside: uninstall one of the two, or give each its own"
 
 
 def _children(picture: Picture) -> Judgement | None:
@@ -273,14 +291,18 @@ def _rows(picture: Picture, before: Status | None) -> list[TierStatus]:
                 desired=plan.desired if plan else last.desired if last else counts["instances"],
                 load=_load(picture, tier.name),
                 attainment=None if attainment is None else round(attainment, 3),
-                reason=_why(plan.reason, _trouble(picture, tier.name)) if plan else last.reason if last else "",
+                reason=_why(picture, plan, tier.name) if plan else last.reason if last else "",
             )
         )
     return rows
 
 
-def _why(planned: str, cause: Cause | None) -> str:
-    return cut("; ".join(part for part in (planned, "" if cause is None else cause.message) if part))
+def _why(picture: Picture, plan: TierPlan, tier: str) -> str:
+    """Why it has as many as it has, what keeps some from serving, and who holds the places that it waits for."""
+    cause, workload = _trouble(picture, tier), picture.workloads.get(tier)
+    waits = workload is not None and workload.to_come > 0
+    parts = [plan.reason, "" if cause is None else cause.message, *(places.ending(picture.engines) if waits else ())]
+    return cut("; ".join(part for part in parts if part))
 
 
 def _counts(workload: Workload | None) -> dict[str, int]:
@@ -312,7 +334,7 @@ def _warm(picture: Picture) -> WarmStatus:
 
 
 def _accelerators(picture: Picture, wanted: Wanted) -> AcceleratorsStatus:
-    used = sum(1 for pod in picture.engines if not pod.gated and not pod.over)
+    used = sum(pod.holds_place for pod in picture.engines)
     spec = wanted.manifest.spec
     return AcceleratorsStatus(
         used=used * spec.engine.accelerator.per_instance, max=spec.scaling.accelerators_max
@@ -328,6 +350,8 @@ def _notes(picture: Picture) -> list[str]:
     for workload in picture.workloads.values():
         if workload.kept_outside(picture.at) and workload.outside is not None:
             notes.append(f"{workload.outside.manager} holds the replicas of {workload.name}")
+    members = {pod.name for workload in picture.workloads.values() for pod in workload.pods}
+    notes += places.left(picture.engines, members)
     return notes
 
 

@@ -23,29 +23,29 @@ NOTE_MAX = 1024
 
 @dataclass(slots=True)
 class Allowance:
-    """What may still be said. `now` by one clock."""
+    """What may still be said of each resource, by its uid: one that is made anew under an old name begins anew. `now` by one clock."""
 
-    _said: OrderedDict[tuple[Key, str, str], float] = field(default_factory=OrderedDict)
-    _buckets: dict[Key, tuple[float, float]] = field(default_factory=dict)
+    _said: OrderedDict[tuple[str, str, str], float] = field(default_factory=OrderedDict)
+    _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def take(self, key: Key, note: Note, now: float) -> bool:
-        what = (key, note.reason, note.message)
+    def take(self, uid: str, note: Note, now: float) -> bool:
+        what = (uid, note.reason, note.message)
         if now - self._said.get(what, float("-inf")) < REPEAT_S:
             return False
-        left, at = self._buckets.get(key, (float(BURST), now))
+        left, at = self._buckets.get(uid, (float(BURST), now))
         left = min(float(BURST), left + (now - at) / REFILL_S)
         if left < 1.0:
-            self._buckets[key] = (left, now)
+            self._buckets[uid] = (left, now)
             return False
-        self._buckets[key] = (left - 1.0, now)
+        self._buckets[uid] = (left - 1.0, now)
         self._said[what] = now
         self._said.move_to_end(what)
         while len(self._said) > REMEMBERED:
             self._said.popitem(last=False)
         return True
 
-    def forget(self, key: Key) -> None:
-        self._buckets.pop(key, None)
+    def forget(self, uid: str) -> None:
+        self._buckets.pop(uid, None)
 
 
 class Events:
@@ -56,7 +56,7 @@ class Events:
         self._clock = clock
 
     async def tell(self, key: Key, resource: Object, note: Note) -> None:
-        if not self.allowance.take(key, note, self._clock()):
+        if not self.allowance.take(resource["metadata"]["uid"], note, self._clock()):
             return
         LOG.info("%s: %s: %s", key, note.reason, note.message)
         try:

@@ -87,6 +87,8 @@ class FleetFigures:
     plan: Plan | None = None
     observed: FleetObserved | None = None
     accelerators_used: int | None = None
+    instances_lost: int = 0
+    """Instances whose node has not been heard of."""
     decisions: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """By tier, action and why."""
     holds: dict[tuple[str, str], bool] = field(default_factory=dict)
@@ -220,6 +222,14 @@ OF_FLEET = (
         (),
         "Accelerators that instances hold, in any state, those that are being deleted included.",
         _used,
+    ),
+    OfFleet(
+        "multislo_operator_instances_lost",
+        "gauge",
+        "instances",
+        (),
+        "Instances whose node has not been heard of: they hold a place in the budget for a minute, and then do not count.",
+        lambda fleet: [((), float(fleet.instances_lost))],
     ),
     OfFleet(
         "multislo_operator_accelerators_max",

@@ -8,7 +8,7 @@ package does not let go at a stop, and compares wall clocks.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -37,6 +37,7 @@ class Claim:
     """One replica's view of the Lease. Times by its own monotonic clock."""
 
     identity: str
+    duration_s: float = DURATION_S
     _seen: tuple[str, str] = ("", "")
     _seen_at: float = float("-inf")
     _renewed_at: float = float("-inf")
@@ -57,7 +58,7 @@ class Claim:
         if holder == self.identity:
             return Move.RENEW
         self._holds = False
-        duration_s = float(spec.get("leaseDurationSeconds") or DURATION_S)
+        duration_s = float(spec.get("leaseDurationSeconds") or self.duration_s)
         return Move.TAKE if not holder or now - self._seen_at >= duration_s else Move.WAIT
 
     def wrote(self, began: float) -> None:
@@ -74,7 +75,7 @@ class Claim:
         spec = {
             **old,
             "holderIdentity": self.identity,
-            "leaseDurationSeconds": int(DURATION_S),
+            "leaseDurationSeconds": int(self.duration_s),
             "renewTime": time_,
         }
         if move is not Move.RENEW:
@@ -86,8 +87,17 @@ class Claim:
 class Election:
     """Runs for the Lease until it is cancelled; lets go of it then."""
 
-    def __init__(self, api: Api, namespace: str, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        identity: str,
+        clock: Callable[[], float] = time.monotonic,
+        owners: Sequence[Json] = (),
+    ) -> None:
+        """`owners`: references to what the Lease goes with."""
         self.claim = Claim(identity)
+        self._owners = owners
         self._api = api
         self._namespace = namespace
         self._clock = clock
@@ -137,7 +147,7 @@ class Election:
         spec = self.claim.spec(self._lease, move, datetime.now(UTC))
         try:
             if self._lease is None:
-                metadata = {"namespace": self._namespace, "name": LEASE}
+                metadata = {"namespace": self._namespace, "name": LEASE, "ownerReferences": list(self._owners)}
                 self._lease = await self._api.create(
                     {"apiVersion": KIND.api_version, "kind": KIND.name, "metadata": metadata, "spec": spec}
                 )

@@ -19,10 +19,17 @@ def instance_lists(
 ) -> dict[str, InstanceList]:
     """By router pod. A router is told nothing before it has answered: only then is it known which tiers it has."""
     tiers, states = _changed(draft)
+    members = {pod.name for workload in draft.workloads.values() for pod in workload.pods}
+    busy = {view.id for seen in routers.values() if seen.snapshot for view in seen.snapshot.instances if view.requests}
     entries = [
-        (pod, tiers.get(pod.name, pod.tier), states.get(pod.name) or _state(pod))
+        # One that somebody took out of the fleet ends the requests that it has.
+        (
+            pod,
+            tiers.get(pod.name, pod.tier),
+            (states.get(pod.name) or _state(pod)) if pod.name in members else "draining",
+        )
         for pod in engines
-        if pod.url is not None and not pod.over
+        if pod.url is not None and not pod.over and (pod.name in members or pod.name in busy)
     ]
     answer = {}
     for door in doors:
@@ -34,7 +41,7 @@ def instance_lists(
 
 
 def _state(pod: EnginePod) -> State:
-    if pod.terminating or pod.draining_at is not None:
+    if pod.terminating or pod.lost or pod.draining_at is not None:
         return "draining"
     return "ready" if pod.containers_ready else "starting"
 

@@ -97,6 +97,10 @@ class OperatorMetrics:
         fleet = self._fleets.setdefault(key, FleetFigures())
         fleet.conditions = {kind: (status, reason) for kind, status, reason in conditions}
 
+    def observe_lost(self, key: Key, instances: int) -> None:
+        """How many instances are on nodes that have not been heard of."""
+        self._fleets.setdefault(key, FleetFigures()).instances_lost = instances
+
     def reconciled(self, key: Key, outcome: Outcome, took_s: float) -> None:
         fleet = self._fleets.setdefault(key, FleetFigures())
         fleet.reconciles[outcome] += 1

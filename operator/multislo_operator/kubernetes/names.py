@@ -11,6 +11,8 @@ PLURAL = "multisloservings"
 KIND = "MultiSLOServing"
 FIELD_MANAGER = "multislo-operator"
 LEASE = "multislo-operator"
+CLAIM = "multislo-fleets"
+"""The Lease of a namespace with fleets: which installation of the operator looks after them."""
 
 # -- labels ----------------------------------------------------------------------------------------------------------------
 
@@ -44,6 +46,9 @@ STARTED_AT = "multislo.dev/started-at"
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 SCALING = "multislo.dev/scaling"
 """Of a MultiSLOServing: `External` leaves the replicas of every tier to another actor (an HPA, KEDA)."""
+
+STANDS_ASIDE = "multislo.dev/stands-aside"
+"""Of that Lease: another installation that would look after them too, and when it said so."""
 
 # -- gates -----------------------------------------------------------------------------------------------------------------
 

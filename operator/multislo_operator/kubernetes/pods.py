@@ -1,7 +1,7 @@
 """Engine and router pods as the operator understands them, read from what the API server holds. Pure; used by `reconcile` and its parts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,9 @@ from multislo_operator.kubernetes.changes import Object
 ENGINE_PORT = 8000
 ADMIN, ADMIN_PORT = "admin", 9090
 """Name of a router's port, and what it is where the pod does not say."""
+NODE_LOST_S = 60.0
+"""A node that has not been heard of for so long is lost: what was on it does not count any more, and is replaced. The node controller has
+waited for it before (50 s by default). A node that comes back ends its pods, since they are deleted."""
 RESTARTS_MAX = 3
 """An engine that has ended so often without having served does not come up (the kubelet still tries)."""
 HOPELESS = frozenset(
@@ -37,7 +40,7 @@ class EnginePod:
     name: str
     uid: str
     tier: str
-    """The label: a tier's name, or `names.WARM`."""
+    """The label: a tier's name, or `names.WARM`. Empty: it, or its template's hash, was taken away, and the pod with it."""
     template_hash: str
     ip: str | None
     created_at: float
@@ -63,11 +66,21 @@ class EnginePod:
     tier_at: float | None
     replaced: bool
     deletion_cost: int
+    node: str = ""
+    silent_at: float | None = None
+    """Since when its node has not been heard of; None: it has."""
+    lost: bool = False
+    """It went with its node, as of the time at which it is looked at (`as_of`)."""
 
     @property
     def alive(self) -> bool:
         """It is there to stay, as far as anybody has said."""
-        return not self.terminating and not self.over
+        return not self.terminating and not self.over and not self.lost
+
+    @property
+    def holds_place(self) -> bool:
+        """It counts against the budget."""
+        return not self.gated and not self.over and not self.lost
 
     @property
     def url(self) -> str | None:
@@ -77,6 +90,8 @@ class EnginePod:
     def state(self) -> InstanceState:
         if self.draining_at is not None:
             return InstanceState.DRAINING
+        if self.silent_at is not None:
+            return InstanceState.FAILED
         if self.containers_ready:
             return InstanceState.READY
         if self.served or self.hopeless:
@@ -95,6 +110,8 @@ class EnginePod:
                 return self.draining_at or self.created_at
             case InstanceState.STARTING:
                 return self.started_at or self.created_at
+            case InstanceState.FAILED if self.silent_at is not None:
+                return self.silent_at
             case _:
                 return max(self.containers_ready_at, self.tier_at or 0.0)
 
@@ -107,6 +124,8 @@ class RouterPod:
     terminating: bool
     template_hash: str
     admin_port: int
+    silent_at: float | None = None
+    """As an engine's."""
 
     @property
     def admin_url(self) -> str | None:
@@ -129,6 +148,7 @@ def router_pods(pods: Iterable[Object]) -> list[RouterPod]:
             terminating="deletionTimestamp" in pod["metadata"],
             template_hash=_labels(pod).get(names.TEMPLATE_HASH, ""),
             admin_port=_admin_port(pod),
+            silent_at=_silent_at(pod),
         )
         for pod in pods
         if _labels(pod).get(names.COMPONENT) == names.ROUTER and not is_over(pod)
@@ -152,7 +172,7 @@ def _engine(pod: Object) -> EnginePod:
     return EnginePod(
         name=metadata["name"],
         uid=metadata["uid"],
-        tier=_labels(pod).get(names.TIER, names.WARM),
+        tier=_labels(pod).get(names.TIER, "") if _labels(pod).get(names.TEMPLATE_HASH) else "",
         template_hash=_labels(pod).get(names.TEMPLATE_HASH, ""),
         ip=status.get("podIP"),
         created_at=created_at,
@@ -173,7 +193,35 @@ def _engine(pod: Object) -> EnginePod:
         tier_at=_time(annotations.get(names.TIER_SINCE)),
         replaced=names.REPLACED in annotations,
         deletion_cost=_integer(annotations.get(names.DELETION_COST)),
+        node=str(pod["spec"].get("nodeName") or ""),
+        silent_at=_silent_at(pod),
     )
+
+
+def as_of(pods: Iterable[EnginePod], at: datetime) -> list[EnginePod]:
+    """The same, those marked that are lost by then."""
+    return [replace(pod, lost=True) if is_lost(pod.silent_at, at) else pod for pod in pods]
+
+
+def is_lost(silent_at: float | None, at: datetime) -> bool:
+    return silent_at is not None and at.timestamp() - silent_at >= NODE_LOST_S
+
+
+def _silent_at(pod: Object) -> float | None:
+    """Since when nothing has been heard of the pod's node, as its own object tells; reading nodes would take a right on the cluster.
+
+    The node controller makes Ready False where a node falls silent, and gives no reason; the kubelet always gives one, and has to have
+    one: containers or gates that are not ready. And where a pod that is being deleted outlives its grace period, no kubelet carries it out.
+    """
+    metadata, spec = pod["metadata"], pod["spec"]
+    if not spec.get("nodeName") or is_over(pod):
+        return None
+    ready = condition_of(pod, "Ready")
+    gates = [gate["conditionType"] for gate in spec.get("readinessGates") or ()]
+    fine = all(condition_of(pod, type).get("status") == "True" for type in ("ContainersReady", *gates))
+    if fine and ready.get("status") == "False" and not ready.get("reason"):
+        return _time(ready.get("lastTransitionTime"))
+    return _time(metadata.get("deletionTimestamp"))
 
 
 def _admin_port(pod: Object) -> int:

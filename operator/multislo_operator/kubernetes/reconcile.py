@@ -17,17 +17,17 @@ from multislo_operator.decide.memory import Memory
 from multislo_operator.decide.plan import Plan
 from multislo_operator.decide.scale import decide
 from multislo_operator.kubernetes import names, rollout
-from multislo_operator.kubernetes.actions import carry_out, let_go, remove_unwanted, serve
+from multislo_operator.kubernetes.actions import carry_out, give_up_lost, let_go, remove_unwanted, serve
 from multislo_operator.kubernetes.answers import Answers, together
 from multislo_operator.kubernetes.causes import Cause, causes
 from multislo_operator.kubernetes.changes import Apply, Change, CreateSecret, Note
-from multislo_operator.kubernetes.conditions import Picture, status, troubles_of, unknown_fields
+from multislo_operator.kubernetes.conditions import Picture, another_operator, status, troubles_of, unknown_fields
 from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
 from multislo_operator.kubernetes.listed import instance_lists
 from multislo_operator.kubernetes.objects.children import Context, Unbuildable, children, fleet_secret
 from multislo_operator.kubernetes.obstacles import Obstacles
-from multislo_operator.kubernetes.pods import EnginePod, engine_pods, router_pods
+from multislo_operator.kubernetes.pods import EnginePod, as_of, engine_pods, is_lost, router_pods
 from multislo_operator.kubernetes.seen import RouterSeen, Seen
 from multislo_operator.kubernetes.wanted import Unusable, Wanted, read
 from multislo_operator.kubernetes.workloads import Workload, workloads
@@ -77,9 +77,11 @@ class ResourceMemory:
     wanted: Wanted | Unusable | None = None
     children: tuple[Change, ...] = ()
     obstacles: Obstacles = field(default_factory=Obstacles)
+    """What kept the last look's changes from being carried out."""
     told: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """When a Deployment was last seen to have a trouble, by its name and the trouble's reason: each is one event, however long it lasts."""
-    """What kept the last look's changes from being carried out."""
+    other_operator: str = ""
+    """Another installation that stood aside."""
     token: str = ""
     """Derived from what the resource says; kept because deriving it costs more than the rest of a look."""
 
@@ -101,6 +103,8 @@ class Outcome:
     observed: FleetObserved | None
     memory: ResourceMemory
     wake_in_s: float = LOOK_S
+    instances_lost: int = 0
+    """On nodes that have not been heard of."""
 
 
 def reconcile(
@@ -112,11 +116,13 @@ def reconcile(
     now: float,
 ) -> Outcome:
     """`at` is the time of day, `now` a clock that does not jump."""
-    engines = engine_pods(seen.pods.values())
-    doors = router_pods(seen.pods.values())
+    engines = as_of(engine_pods(seen.pods.values()), at)
+    # A router that went with its node relays no stream that a drain would have to wait for.
+    doors = [door for door in router_pods(seen.pods.values()) if not is_lost(door.silent_at, at)]
     answers = together(doors, routers, now)
     found, moving = as_planned(workloads(seen.deployments, seen.replica_sets, engines), memory.ledger, at)
     draft = Draft(found, at, moving=moving)
+    give_up_lost(draft)
     before, memory = memory, _read(seen, memory, settings)
     spec = plan = observed = None
     rolled = rollout.Rollout()
@@ -131,6 +137,9 @@ def reconcile(
     found_causes = causes(seen.pods, seen.deployments, seen.warnings, at)
     troubles = troubles_of(found_causes, draft.workloads, doors, seen.resource["metadata"]["name"])
     memory = replace(memory, told=_tell(draft, troubles, memory.told, now))
+    if seen.other_operator and seen.other_operator != memory.other_operator:
+        draft.note("AnotherOperator", another_operator(seen.other_operator), warning=True)
+    memory = replace(memory, other_operator=seen.other_operator)
     picture = Picture(
         seen.resource,
         memory.wanted,
@@ -143,6 +152,7 @@ def reconcile(
         at,
         memory.obstacles,
         troubles,
+        seen.other_operator,
     )
     return Outcome(
         # Gates and counts first: they are what a fleet cannot wait for.
@@ -157,6 +167,7 @@ def reconcile(
         observed=observed,
         memory=memory,
         wake_in_s=_look_again_in_s(answers),
+        instances_lost=sum(pod.silent_at is not None for pod in engines),
     )
 
 
@@ -326,7 +337,7 @@ def _spare(instances_max: int | None, engines: list[EnginePod]) -> int:
     Deployment has gone before."""
     if instances_max is None:
         return 1024
-    return instances_max - sum(not pod.gated and not pod.over for pod in engines)
+    return instances_max - sum(pod.holds_place for pod in engines)
 
 
 def _empty(draft: Draft, answers: Answers) -> dict[str, bool]:

@@ -17,6 +17,7 @@ import aiohttp
 from multislo_operator.kubernetes.apply import Applier, Carried, NotLeading
 from multislo_operator.kubernetes.cache import RESOURCE, Cache
 from multislo_operator.kubernetes.changes import Note, Object
+from multislo_operator.kubernetes.claims import Claims
 from multislo_operator.kubernetes.client import Api, ApiError, NotFound, Refused
 from multislo_operator.kubernetes.events import Events
 from multislo_operator.kubernetes.fleet_metrics import Outcome as Ended
@@ -33,6 +34,8 @@ LOG = logging.getLogger(__name__)
 ROUND_MIN_S = 0.2
 """Between the beginnings of two rounds of one resource: a burst of changes is one round."""
 CRASH_BACK_OFF_S = (1.0, 60.0)
+ASIDE_LOOK_S, CLAIM_LOOK_S = 1.0, 0.05
+"""Between two looks at whether this operator still stands aside; and whether its claim has been looked at."""
 LEADING_S = 0.1
 """Between two looks at whether this replica leads; each write looks for itself."""
 STARTED_A_SECOND = 20
@@ -65,6 +68,7 @@ class Shared:
     reconcile: Reconcile
     settings: Callable[[], OperatorSettings]
     leading: Callable[[], bool]
+    claims: Claims
     clock: Callable[[], float] = time.monotonic
 
 
@@ -92,7 +96,8 @@ class _Resource:
         if seen is None or seen.resource["metadata"]["uid"] != self.uid:
             return 0.0
         began, at = shared.clock(), datetime.now(UTC)
-        seen = replace(seen, warnings=await self.mishaps.of(seen.pods, at))
+        aside = shared.claims.aside(self.key.namespace)
+        seen = replace(seen, warnings=await self.mishaps.of(seen.pods, at), other_operator=aside)
         outcome = shared.reconcile(seen, self.routers.seen(), self.memory, shared.settings(), at, began)
         self.memory = outcome.memory
         self.look_s = outcome.wake_in_s
@@ -144,6 +149,7 @@ class _Resource:
         if spec is not None and outcome.plan is not None and outcome.observed is not None:
             used = (outcome.status.get("accelerators") or {}).get("used")
             metrics.observe_plan(self.key, spec, outcome.plan, outcome.observed, now, accelerators_used=used)
+        metrics.observe_lost(self.key, outcome.instances_lost)
         conditions = outcome.status.get("conditions") or ()
         metrics.observe_conditions(self.key, [(c["type"], c["status"], c.get("reason", "")) for c in conditions])
 
@@ -155,6 +161,8 @@ class Reconciler:
         self._shared = shared
         self._wakes: dict[Key, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._aside: dict[Key, str] = {}
+        """The resources for which this operator stands aside, and for which other."""
         self._running = False
 
     def wake(self, key: Key) -> None:
@@ -193,6 +201,15 @@ class Reconciler:
         try:
             await asyncio.sleep(in_s)
             while (object := shared.cache.resources.get(key)) is not None:
+                if not shared.claims.known(key.namespace):
+                    await asyncio.sleep(CLAIM_LOOK_S)
+                    continue
+                if rival := shared.claims.rival(key.namespace):
+                    if resource is not None:
+                        await resource.routers.close()
+                        resource = None
+                    await self._stand_aside(object, key, rival)
+                    continue
                 uid = object["metadata"]["uid"]
                 if resource is None or resource.uid != uid:
                     resource = await self._anew(resource, key, uid, wake)
@@ -215,16 +232,16 @@ class Reconciler:
         finally:
             if resource is not None:
                 await resource.routers.close()
+                shared.events.allowance.forget(resource.uid)
             self._wakes.pop(key, None)
             shared.metrics.forget(key)
-            shared.events.allowance.forget(key)
 
     async def _anew(self, old: _Resource | None, key: Key, uid: str, wake: asyncio.Event) -> _Resource:
         shared = self._shared
         if old is not None:
             await old.routers.close()
             shared.metrics.forget(key)
-            shared.events.allowance.forget(key)
+            shared.events.allowance.forget(old.uid)
         return _Resource(
             key,
             uid,
@@ -233,6 +250,19 @@ class Reconciler:
             Applier(shared.api, shared.cache, key, shared.leading),
             Mishaps(shared.api, shared.clock),
         )
+
+    async def _stand_aside(self, object: Object, key: Key, rival: str) -> None:
+        """Nothing is written but this event: what the resource's conditions say is the other's."""
+        shared = self._shared
+        if not shared.leading():
+            await asyncio.sleep(ASIDE_LOOK_S)
+            return
+        me = shared.claims.identity
+        words = f"the operator {rival} looks after this namespace, so {me} stands aside: uninstall one of the two, or give each its own"
+        if self._aside.get(key) != rival:
+            self._aside[key] = rival
+            await shared.events.tell(key, object, Note("AnotherOperator", words, warning=True))
+        await asyncio.sleep(ASIDE_LOOK_S)
 
     async def _crashed(self, object: Object, key: Key, failures: int) -> None:
         """A fault of ours: told the first time, and each time that the patience grows."""

@@ -21,15 +21,18 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from multislo_operator.kubernetes.cache import RESOURCE, Cache
-from multislo_operator.kubernetes.client import Api, ApiError, Kind, NotFound, Refused, connect
+from multislo_operator.kubernetes.cache import DEPLOYMENT, RESOURCE, Cache
+from multislo_operator.kubernetes.claims import Claims
+from multislo_operator.kubernetes.client import Api, ApiError, Kind, NotFound, Refused, Unreachable, connect
 from multislo_operator.kubernetes.events import Events
 from multislo_operator.kubernetes.lease import Election
 from multislo_operator.kubernetes.metrics import OperatorMetrics
-from multislo_operator.kubernetes.names import GROUP, KIND, PLURAL
+from multislo_operator.kubernetes.names import GROUP, KIND, LEASE, PLURAL
+from multislo_operator.kubernetes.own_key import KeyUnusable, own_key
 from multislo_operator.kubernetes.reconcile import OperatorSettings, reconcile
 from multislo_operator.kubernetes.reconciler import LEADING_S, Reconcile, Reconciler, Shared
 from multislo_operator.kubernetes.watch import POD_MONITOR, Watches
+from multislo_operator.kubernetes.wire import Json
 
 LOG = logging.getLogger(__name__)
 MONITORS_AGAIN_S = 300.0
@@ -49,6 +52,7 @@ class RunSettings:
     """What the command line says. `namespaces`: none for the whole cluster."""
 
     key: bytes
+    """Empty: it is in `key_secret`."""
     image: str
     host: str
     metrics_port: int
@@ -61,6 +65,14 @@ class RunSettings:
     image_pull_policy: str = "IfNotPresent"
     pod_users: str = "auto"
     """Who gives vLLM's pods their user: fixed (we), cluster, or auto (the cluster where it is OpenShift)."""
+    key_secret: str | None = None
+    """In the Lease's namespace; made where there is none."""
+    key_kept: bool = False
+    """It does not go with the operator's Deployment."""
+    own_deployment: str | None = None
+    """In the Lease's namespace: what the operator makes for itself goes with it."""
+    owners: tuple[Json, ...] = ()
+    """References to it; found at the start."""
 
 
 class Operator:
@@ -86,8 +98,11 @@ class Operator:
         self._identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
         # With connections of its own: a renewal must not wait behind a new leader's hundreds of writes.
         self._lease_api = api.another()
-        own = Election(self._lease_api, settings.lease_namespace, self._identity)
+        own = Election(self._lease_api, settings.lease_namespace, self._identity, owners=settings.owners)
         self._election = own if settings.election else None
+        installation = f"{settings.lease_namespace}/{LEASE}" if settings.election else self._identity
+        home = settings.lease_namespace
+        self._claims = Claims(self._lease_api, installation, home, settings.owners, lets_go=not settings.election)
         self._reconcile = reconcile
         self._stop = asyncio.Event()
 
@@ -129,17 +144,24 @@ class Operator:
                     self._metrics.leading(True)
                     reconciler = Reconciler(self._shared(session))
                     self._cache.wake = reconciler.wake
+                    claiming = asyncio.create_task(self._claims.run(self._namespaces), name="claims")
                     try:
                         await reconciler.run()
                     finally:
                         self._cache.wake = lambda key: None
                         self._metrics.leading(False)
+                        claiming.cancel()
+                        await asyncio.wait([claiming])
                 # Leadership goes by the clock, and may be back before anybody has noticed: it is asked for, not waited for.
                 await asyncio.sleep(LEADING_S)
         finally:
             if electing is not None:
                 electing.cancel()
                 await asyncio.wait([electing])
+
+    def _namespaces(self) -> set[str]:
+        """That have fleets."""
+        return {key.namespace for key in self._cache.resources}
 
     def _leads(self) -> bool:
         return self._election is None or self._election.leading()
@@ -154,6 +176,7 @@ class Operator:
             self._reconcile,
             lambda: self._operator_settings,
             self._leads,
+            self._claims,
         )
 
     @contextlib.asynccontextmanager
@@ -267,4 +290,35 @@ async def run(settings: RunSettings) -> None:
         api = await connect(settings.kubeconfig)
     except ApiError as error:
         raise CannotStart(str(error)) from None
+    try:
+        settings = await _with_its_own(api, settings)
+    except (ApiError, KeyUnusable) as error:
+        await api.close()
+        raise CannotStart(str(error)) from None
     await Operator(settings, api).run()
+
+
+async def _with_its_own(api: Api, settings: RunSettings) -> RunSettings:
+    """With the key, and with what it goes with. Raises ApiError, KeyUnusable."""
+    until = time.monotonic() + CONNECT_PATIENCE_S
+    while True:
+        try:
+            owners = await _owners(api, settings)
+            key = settings.key
+            if settings.key_secret is not None:
+                kept = () if settings.key_kept else owners
+                key = await own_key(api, settings.lease_namespace, settings.key_secret, kept)
+            return replace(settings, key=key, owners=owners)
+        except Unreachable as error:
+            if time.monotonic() >= until:
+                raise
+            LOG.warning("the API server does not answer yet: %s", error)
+            await asyncio.sleep(2.0)
+
+
+async def _owners(api: Api, settings: RunSettings) -> tuple[Json, ...]:
+    if settings.own_deployment is None:
+        return ()
+    own = await api.get(DEPLOYMENT, settings.lease_namespace, settings.own_deployment)
+    named = {"name": own["metadata"]["name"], "uid": own["metadata"]["uid"]}
+    return ({"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, **named},)

@@ -21,6 +21,9 @@ class Seen:
     profile_text: str | None = None
     """The profile in the ConfigMap that the resource names; None: it names none, or there is none of that name."""
 
+    other_operator: str = ""
+    """Another installation that would look after it too, and stands aside."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouterSeen:

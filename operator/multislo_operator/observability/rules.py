@@ -158,6 +158,22 @@ SCALING = (
 
 CHANGES = (
     Alert(
+        "MultisloInstancesLost",
+        f"max by ({OF_FLEET}) (multislo_operator_instances_lost) > 0",
+        "2m",
+        "ticket",
+        "{{ $labels.namespace }}/{{ $labels.fleet }} has {{ $value }} instances on nodes that are not heard of.",
+        "A minute after its node fell silent, an instance does not count any more and is replaced within the budget.",
+    ),
+    Alert(
+        "MultisloTwoOperators",
+        f'max by ({OF_FLEET}) (multislo_operator_condition{{type="SoleOperator"}}) == 0',
+        "5m",
+        "ticket",
+        "Two operators would look after {{ $labels.namespace }}/{{ $labels.fleet }}.",
+        "The one that came first goes on, the other stands aside; the condition SoleOperator names it.",
+    ),
+    Alert(
         "MultisloChangeRefused",
         f'max by ({OF_FLEET}) (multislo_operator_condition{{type="ChangeRefused"}}) == 1',
         "10m",

@@ -29,6 +29,7 @@ from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.apply import Applier
 from multislo_operator.kubernetes.changes import Apply, CreateSecret
 from multislo_operator.kubernetes.client import Api, Kind, Refused, ServerFault, Unreachable
+from multislo_operator.kubernetes.pods import NODE_LOST_S
 from multislo_operator.kubernetes.reconcile import OperatorSettings, Outcome, ResourceMemory, reconcile
 from multislo_operator.kubernetes.seen import RouterSeen
 from multislo_operator.kubernetes.workloads import OUTSIDE_KEPT_S
@@ -304,7 +305,10 @@ class Life:
         up = {
             name
             for name, pod in pods.items()
-            if component(pod) == names.ENGINE and "podIP" in pod["status"] and model.is_true(pod, "ContainersReady")
+            if component(pod) == names.ENGINE
+            and "podIP" in pod["status"]
+            and model.is_true(pod, "ContainersReady")
+            and name not in self.cluster.lost
         }
         open_ = [name for name, pod in doors.items() if model.is_true(pod, "Ready") and not is_terminating(pod)]
         arrived: dict[str, dict[str, int]] = {name: {} for name in self.routers}
@@ -327,7 +331,7 @@ class Life:
 
     def engines(self, tier: str | None = None) -> list[Json]:
         pods = [pod for pod in self.cluster.all(POD) if component(pod) == names.ENGINE]
-        return [pod for pod in pods if tier in (None, pod["metadata"]["labels"][names.TIER])]
+        return [pod for pod in pods if tier in (None, pod["metadata"]["labels"].get(names.TIER))]
 
     def ready(self, tier: str) -> list[str]:
         return [
@@ -338,7 +342,11 @@ class Life:
 
     def check(self) -> None:
         now, cluster = self.cluster.now, self.cluster
-        let_go = sum(not is_gated(pod) for pod in self.engines())
+        away = {**{name: now - at for name, at in cluster.lost.items()}, **cluster.found}
+        gone = {
+            name for name, seconds in away.items() if seconds >= NODE_LOST_S - 1.0
+        }  # Conditions tell whole seconds.
+        let_go = sum(not is_gated(pod) and pod["metadata"]["name"] not in gone for pod in self.engines())
         budget = self.resource["spec"]["scaling"]["acceleratorsMax"]
         if let_go > max(budget, self.let_go_before):
             raise Broken(self._told(f"{let_go} instances hold accelerators, the budget is {budget}"))

@@ -82,6 +82,10 @@ class Cluster:
     start_s: tuple[float, float] = (1.0, 4.0)
     stop_s: tuple[float, float] = (0.5, 3.0)
     finish_s: float = 20.0
+    lost: dict[str, float] = field(default_factory=dict)
+    """Pods whose node has fallen silent, and when the node controller said so: no kubelet does anything for them."""
+    found: dict[str, float] = field(default_factory=dict)
+    """Those whose node is back, and how long it was away."""
     eagerness: float = 0.8
     """Share of the steps in which a controller gets to run."""
     _version: int = 0
@@ -443,7 +447,7 @@ class Cluster:
 
     def _set(self, name: str, type: str, status: str, reason: str = "") -> None:
         live = condition(self.get(POD, name), type)
-        if live.get("status") == status and live.get("reason") == reason:
+        if live.get("status") == status and live.get("reason", "") == reason:
             return
 
         def change(pod: Json) -> None:
@@ -451,15 +455,18 @@ class Cluster:
             if not found:
                 found = {"type": type}
                 pod["status"].setdefault("conditions", []).append(found)
+            found.pop("reason", None)
             if found.get("status") != status:
                 found["lastTransitionTime"] = rfc3339(self.now)
-            found |= {"status": status, "reason": reason}
+            found |= {"status": status, **({"reason": reason} if reason else {})}
 
         self.write(POD, name, change)
 
     def _kubelet(self, pod: Json) -> None:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         if "nodeName" not in pod["spec"]:
+            return
+        if name in self.lost:
             return
         if is_terminating(pod):
             began = self._timers["term", uid]
@@ -486,7 +493,9 @@ class Cluster:
         self._set(name, "ContainersReady", "True" if up else "False")
         gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates") or ()]
         live = self.get(POD, name)
-        self._set(name, "Ready", "True" if up and all(is_true(live, gate) for gate in gates) else "False")
+        gates_open = all(is_true(live, gate) for gate in gates)
+        reason = "ContainersNotReady" if not up else "" if gates_open else "ReadinessGatesNotReady"
+        self._set(name, "Ready", "False" if reason else "True", reason)
 
     @staticmethod
     def _ip(uid: str) -> str:
@@ -499,7 +508,15 @@ class Cluster:
         self._timers["restarts", uid] = self._timers.get(("restarts", uid), 0) + 1
         self._timers["start", uid] = self.now + self.dice.uniform(*self.start_s)
         self._set(name, "ContainersReady", "False")
+        self._set(name, "Ready", "False", "ContainersNotReady")
+
+    def lose(self, name: str) -> None:
+        """With its node. The node controller marks it."""
+        self.lost[name] = self.now
         self._set(name, "Ready", "False")
+
+    def find(self, name: str) -> None:
+        self.found[name] = self.now - self.lost.pop(name)
 
     # -- what the operator asks for ------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import cluster_model as model
 import pytest
 from cluster_life import Life
-from cluster_model import BROKEN, is_gated
+from cluster_model import BROKEN, is_gated, is_terminating
 
 from multislo_operator.kubernetes import names
 
@@ -213,3 +213,91 @@ def test_while_its_new_template_is_refused_a_fleet_is_scaled_and_its_losses_are_
     assert judged(life, "ChangeRefused")["status"] == "False"
     assert judged(life, "Ready")["status"] == "True"
     assert uids(life).isdisjoint(before)
+
+
+# -- lost nodes ----------------------------------------------------------------------------------------------------------------
+
+
+def one_accelerator(life: Life) -> str:
+    """A fleet of one tier, one instance and a budget of one; its pod."""
+    spec = life.spec
+    spec["tiers"] = [{**spec["tiers"][0], "instances": {"min": 1, "max": 1}}]
+    spec["scaling"]["acceleratorsMax"] = 1
+    life.rates = {}
+    life.edit(spec)
+    life.converge(300)
+    (name,) = life.ready("realtime")
+    return name
+
+
+def row(life: Life, tier: str) -> dict[str, object]:
+    assert life.outcome is not None
+    return next(row for row in life.outcome.status["tiers"] if row["name"] == tier)
+
+
+def test_a_lost_nodes_pod_holds_its_place_for_a_minute_and_says_so_and_no_longer(life: Life) -> None:
+    lost = one_accelerator(life)
+    life.cluster.lose(lost)
+    life.run(40)
+    assert [pod["metadata"]["name"] for pod in life.engines() if not is_gated(pod)] == [lost]
+    assert judged(life, "Ready")["reason"] == "NodeLost"
+    assert lost in judged(life, "WorkloadsReady")["message"]
+    assert "node" in str(row(life, "realtime")["reason"])
+    assert lost in str(row(life, "realtime")["reason"])
+    assert life.outcome is not None
+    assert life.outcome.status["accelerators"]["used"] == 1
+
+    life.run(60)
+    assert len(life.ready("realtime")) == 1
+    assert lost not in life.ready("realtime")
+    assert is_terminating(life.cluster.get(model.POD, lost)), "it ends when its node is back"
+    assert life.outcome.status["accelerators"]["used"] == 1
+    assert judged(life, "Ready")["status"] == "True"
+    assert any(lost in note for note in life.outcome.status["notes"])
+
+    life.cluster.find(lost)
+    life.converge(120)
+    assert len(life.engines()) == 1
+    assert not life.outcome.status["notes"]
+
+
+def test_a_node_that_is_back_within_the_minute_keeps_its_pod(life: Life) -> None:
+    name = one_accelerator(life)
+    life.cluster.lose(name)
+    life.run(30)
+    life.cluster.find(name)
+    life.converge(120)
+    assert life.ready("realtime") == [name]
+
+
+def test_a_pod_that_is_being_deleted_on_a_lost_node_is_lost_too(life: Life) -> None:
+    lost = one_accelerator(life)
+    life.cluster.delete(model.POD, lost, "outside")
+    life.cluster.lose(lost)
+    life.run(100)
+    assert len(life.ready("realtime")) == 1
+    assert lost not in life.ready("realtime")
+
+
+# -- quarantine ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_whose_tier_label_is_removed_gets_no_request_and_is_replaced_within_the_budget(life: Life) -> None:
+    spec = life.spec
+    spec["scaling"]["acceleratorsMax"] = 4
+    life.edit(spec)
+    life.run(5)
+    out = sorted(life.ready("realtime"))[0]
+    life.cluster.write(model.POD, out, lambda pod: pod["metadata"]["labels"].pop(names.TIER))
+    life.run(30)
+    told = next(iter(life.routers.values()))
+    assert out not in told.fleet or told.fleet[out].state == "draining"
+    assert len(life.ready("realtime")) == 1, "it holds its accelerator, and the budget has no other"
+    assert any(out in note for note in life.outcome.status["notes"])  # type: ignore[union-attr]
+
+    spec["scaling"]["acceleratorsMax"] = 5
+    life.edit(spec)
+    life.run(60)
+    assert len(life.ready("realtime")) == 2
+    assert out not in told.fleet, "its requests have ended"
+    assert not is_terminating(life.cluster.get(model.POD, out)), "whoever took it out may look at it"

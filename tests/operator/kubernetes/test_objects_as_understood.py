@@ -1,11 +1,13 @@
 """What the operator reads out of pods, Deployments and ReplicaSets, odd ones among them."""
 
+from datetime import timedelta
+
 import pytest
-from as_seen import AT, NOON, deployment, engine, owned_by, pod, replica_set, workload
+from as_seen import AT, NOON, Json, deployment, engine, owned_by, pod, replica_set, workload
 
 from multislo_operator.decide.fleet import InstanceState
 from multislo_operator.kubernetes import names
-from multislo_operator.kubernetes.pods import engine_pods, router_pods, unix
+from multislo_operator.kubernetes.pods import NODE_LOST_S, as_of, engine_pods, router_pods, unix
 from multislo_operator.kubernetes.workloads import replicas_owner, workloads
 
 
@@ -60,7 +62,7 @@ def test_a_pod_with_next_to_nothing_in_it_is_read_too() -> None:
         "spec": {"schedulingGates": None},
     }
     (seen,) = engine_pods([bare])
-    assert (seen.tier, seen.ip, seen.url, seen.gated, seen.state) == ("warm", None, None, False, InstanceState.STARTING)
+    assert (seen.tier, seen.ip, seen.url, seen.gated, seen.state) == ("", None, None, False, InstanceState.STARTING)
 
 
 def test_pods_without_labels_are_nobodys() -> None:
@@ -153,3 +155,59 @@ def test_pods_that_have_ended_or_are_being_deleted_are_no_instances() -> None:
     going = pod("a", metadata={"deletionTimestamp": NOON})
     ended = pod("b", status={"phase": "Failed"})
     assert workload(going, ended).running == []
+
+
+# -- what is lost, and what was taken out ------------------------------------------------------------------------------------------
+
+READY_SILENT = [
+    {"type": "ContainersReady", "status": "True"},
+    {"type": names.SERVING, "status": "True"},
+    {"type": "Ready", "status": "False", "lastTransitionTime": NOON},
+]
+
+
+def on_a_node(**more: Json) -> Json:
+    found = pod("a", **more)
+    found["spec"]["nodeName"] = "gpu-1"
+    return found
+
+
+def lost_after(seen: Json, seconds: float) -> bool:
+    (found,) = as_of(engine_pods([seen]), AT + timedelta(seconds=seconds))
+    return found.lost
+
+
+def test_a_pod_whose_node_is_silent_fails_at_once_and_is_lost_after_a_minute() -> None:
+    silent = on_a_node(status={"conditions": READY_SILENT})
+    (now,) = engine_pods([silent])
+    assert (now.state, now.holds_place, now.alive) == (InstanceState.FAILED, True, True)
+    assert not lost_after(silent, NODE_LOST_S - 1)
+    assert lost_after(silent, NODE_LOST_S)
+    (then,) = as_of([now], AT + timedelta(seconds=NODE_LOST_S))
+    assert (then.holds_place, then.alive) == (False, False)
+
+
+@pytest.mark.parametrize("reason", ["ReadinessGatesNotReady", "ContainersNotReady", "PodFailed"])
+def test_a_pod_that_its_kubelet_calls_unready_is_not_lost(reason: str) -> None:
+    told = [*READY_SILENT[:2], {**READY_SILENT[2], "reason": reason}]
+    assert not lost_after(on_a_node(status={"conditions": told}), 3600)
+
+
+def test_a_pod_that_outlives_its_deletion_is_lost_and_one_within_its_grace_period_is_not() -> None:
+    deleted = on_a_node(metadata={"deletionTimestamp": NOON})
+    assert not lost_after(deleted, -600)
+    assert not lost_after(deleted, NODE_LOST_S - 1)
+    assert lost_after(deleted, NODE_LOST_S)
+
+
+def test_what_no_node_has_taken_or_what_is_over_is_not_lost() -> None:
+    assert not lost_after(pod("a", status={"conditions": READY_SILENT}), 3600)
+    assert not lost_after(on_a_node(metadata={"deletionTimestamp": NOON}, status={"phase": "Failed"}), 3600)
+
+
+@pytest.mark.parametrize("label", [names.TIER, names.TEMPLATE_HASH])
+def test_a_pod_that_lost_its_label_is_in_no_tier(label: str) -> None:
+    taken_out = pod("a", hash="new")
+    del taken_out["metadata"]["labels"][label]
+    found = workloads({"llama-batch": deployment()}, {"r": replica_set()}, engine_pods([taken_out, pod("b")]))
+    assert [member.name for member in found["batch"].pods] == ["b"]

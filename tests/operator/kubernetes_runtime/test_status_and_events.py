@@ -73,17 +73,17 @@ def test_a_merge_patch_says_what_is_gone_and_only_what_differs() -> None:
 def test_the_same_words_are_said_once_in_five_minutes() -> None:
     allowance = Allowance()
     note = Note("ScaledUp", "one more")
-    assert allowance.take(KEY, note, 0.0)
-    assert not allowance.take(KEY, note, REPEAT_S - 1.0)
-    assert allowance.take(Key("ns", "other"), note, 1.0)
-    assert allowance.take(KEY, note, REPEAT_S)
+    assert allowance.take("uid", note, 0.0)
+    assert not allowance.take("uid", note, REPEAT_S - 1.0)
+    assert allowance.take("another", note, 1.0)
+    assert allowance.take("uid", note, REPEAT_S)
 
 
 def test_a_flood_of_events_is_cut_off_and_ebbs() -> None:
     allowance = Allowance()
-    said = [allowance.take(KEY, Note("R", str(number)), 0.0) for number in range(100)]
+    said = [allowance.take("uid", Note("R", str(number)), 0.0) for number in range(100)]
     assert sum(said) == BURST
-    assert allowance.take(KEY, Note("R", "later"), 60.0)
+    assert allowance.take("uid", Note("R", "later"), 60.0)
 
 
 def test_an_older_schema_gets_the_conditions_that_it_knows() -> None:

@@ -136,6 +136,18 @@ CASES = [
         }),
     ),
     *both(
+        "MultisloInstancesLost", "5m",
+        ("an instance's node is silent", {f"multislo_operator_instances_lost{{{OF}}}": "1x20"}),
+        ("all nodes are heard of", {f"multislo_operator_instances_lost{{{OF}}}": "0x20"}),
+    ),
+    *both(
+        "MultisloTwoOperators", "8m",
+        ("another one stands aside", {
+            f'multislo_operator_condition{{{OF},type="SoleOperator",reason="AnotherOperator"}}': "0x20"
+        }),
+        ("there is one", {f'multislo_operator_condition{{{OF},type="SoleOperator",reason="Alone"}}': "1x20"}),
+    ),
+    *both(
         "MultisloChangeRefused", "12m",
         ("refused for ten minutes", {
             f'multislo_operator_condition{{{OF},type="ChangeRefused",reason="ChangeRefused"}}': "1x20"
