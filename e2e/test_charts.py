@@ -107,10 +107,11 @@ async def test_the_operator_makes_its_key_once_and_a_kept_one_is_found_by_the_ne
     values = {"watchNamespaces": [scene.namespace], "key": {"keep": True}, "image": {"tag": "e2e"}, "replicas": 1}
 
     async def made() -> Object:
-        return scene.get("secret", "multislo-key")
+        return await scene.api.get(f"/api/v1/namespaces/{scene.namespace}/secrets/multislo-key")
 
     async def leads() -> None:
-        assert scene.get("lease", "multislo-operator")["spec"]["holderIdentity"].startswith("multislo-")
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{scene.namespace}/leases/multislo-operator"
+        assert (await scene.api.get(path))["spec"]["holderIdentity"].startswith("multislo-")
 
     with config(scene.cluster, scene.namespace) as release:
         release.install(OPERATOR, "multislo", values)

@@ -38,6 +38,8 @@ class Cache:
     """By the resource's key, their kind and name. Of kinds that `seen` does not show, only the metadata."""
     watched: set[tuple[Kind, str | None]] = field(default_factory=set)
     """Kinds that have been listed, in a namespace or everywhere (None): what is not here does not exist."""
+    homes: dict[str, Key] = field(default_factory=dict)
+    """Of which resource each child is, by its uid: somebody may take its label away, or give it another."""
     profiles: dict[tuple[str, str], str | None] = field(default_factory=dict)
     """(namespace, ConfigMap) -> the text in it, of those that a resource names."""
 
@@ -66,6 +68,8 @@ class Cache:
         """A new or changed object; as it is kept."""
         object = slim(kind, object)
         named, key, name = self._place(kind, object)
+        if kind != RESOURCE:
+            self._move(kind, object, key)
         if named is None or key is None:
             return object
         known = named.get(name)
@@ -82,6 +86,7 @@ class Cache:
         known = named.get(name)
         if known is not None and known["metadata"]["uid"] == object["metadata"]["uid"]:
             del named[name]
+            self.homes.pop(object["metadata"]["uid"], None)
             self._forget_empty(key)
             self.wake(key)
 
@@ -120,6 +125,21 @@ class Cache:
             return None, None, None
         key = Key(metadata["namespace"], owner)
         return self.children[key][kind], key, metadata["name"]
+
+    def _move(self, kind: Kind, object: Object, key: Key | None) -> None:
+        """Out of the resource that it belonged to, where that is another now."""
+        metadata = object["metadata"]
+        before = self.homes.get(metadata["uid"])
+        if before is not None and before != key:
+            known = self.child(before, kind, metadata["name"])
+            if known is not None and known["metadata"]["uid"] == metadata["uid"] and not _older(object, known):
+                del self.children[before][kind][metadata["name"]]
+                self._forget_empty(before)
+                self.wake(before)
+        if key is not None:
+            self.homes[metadata["uid"]] = key
+        else:
+            self.homes.pop(metadata["uid"], None)
 
     def _all(self, kind: Kind) -> list[Object]:
         if kind == RESOURCE:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from multislo_operator.kubernetes.cache import CONFIG_MAP, DEPLOYMENT, POD, RESOURCE, Cache
 from multislo_operator.kubernetes.names import INSTANCE, Key
 
@@ -154,3 +156,22 @@ def test_what_nobody_reads_of_an_object_is_not_kept() -> None:
     metadata = cache.put(CONFIG_MAP, config)["metadata"]
     assert metadata["annotations"] == {"multislo.dev/scaling": "External"}
     assert metadata["managedFields"] == [{**written, "fieldsV1": {"f:spec": {"f:replicas": {}}}}]
+
+
+@pytest.mark.parametrize("labels", [{}, {INSTANCE: "other"}])
+def test_a_child_whose_label_is_changed_leaves_its_resource(labels: dict[str, str]) -> None:
+    woken: list[Key] = []
+    cache = Cache(wake=woken.append)
+    cache.put(RESOURCE, resource())
+    cache.put(POD, thing("p", 2))
+    woken.clear()
+    relabelled = thing("p", 3)
+    relabelled["metadata"]["labels"] = labels
+    cache.put(POD, relabelled)
+    assert pods(cache) == {}
+    assert KEY in woken
+    cache.put(POD, thing("p", 4))
+    assert pods(cache) == {"p": "4"}
+    cache.drop(POD, thing("p", 4))
+    assert pods(cache) == {}
+    assert not cache.homes
