@@ -91,6 +91,11 @@ class RouterCore:
         if self.pending.count:
             self._set_wake(now + RETRY_S, now)
 
+    def tier_of(self, request: int) -> str | None:
+        """The name of the tier that a request belongs to; None where it is unknown, or over."""
+        found = self.requests.get(request)
+        return None if found is None else found.tier.name
+
     def stage_of(self, request: int) -> Stage | None:
         """Where a request is; None where it is unknown, or over."""
         found = self.requests.get(request)

@@ -46,11 +46,11 @@ class ClientConnection(asyncio.Protocol):
         "_reader",
         "_request_deadline",
         "_settings",
-        "_unread",
         "closing",
         "deadline",
         "exchange",
         "transport",
+        "unread",
     )
 
     transport: asyncio.Transport
@@ -72,7 +72,7 @@ class ClientConnection(asyncio.Protocol):
         """What the gateway counts for this connection."""
         self._paused = False
         """The socket is not read."""
-        self._unread = False
+        self.unread = False
         """The client leaves so much unread that nothing more is answered yet."""
         self._advancing = False
         self._owes = False
@@ -109,7 +109,7 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         if reader.ended:
             return
-        fresh = self.exchange is None and not self._backlog and not self._unread and reader.between
+        fresh = self.exchange is None and not self._backlog and not self.unread and reader.between
         if fresh:
             known = self._gateway.heads.find(data)
             if known is not None and self._gateway.rules.held.takes(len(data)):
@@ -120,7 +120,7 @@ class ClientConnection(asyncio.Protocol):
                 return
         self._backlog.append(data)
         self._backlog_bytes += len(data)
-        if self.exchange is None and not self._unread:
+        if self.exchange is None and not self.unread:
             self._read()
             if fresh and not self._backlog and reader.between and len(reader.requests) == 1 and not reader.ended:
                 self._gateway.heads.remember(data, reader.requests[0][0])
@@ -150,7 +150,7 @@ class ClientConnection(asyncio.Protocol):
             self._errors.failed(Seam.CLIENT, error, exchange)
 
     def pause_writing(self) -> None:
-        self._unread = True
+        self.unread = True
         self.deadline = time.monotonic() + self._settings.reader_stall_timeout_s
         exchange = self.exchange
         if exchange is not None:
@@ -160,7 +160,7 @@ class ClientConnection(asyncio.Protocol):
                 self._errors.failed(Seam.CLIENT, error, exchange)
 
     def resume_writing(self) -> None:
-        self._unread = False
+        self.unread = False
         if self.closing:
             return
         exchange = self.exchange
@@ -203,10 +203,8 @@ class ClientConnection(asyncio.Protocol):
     def _rest(self) -> None:
         """Nothing is being answered: sets until when something must come."""
         settings = self._settings
-        self.deadline = time.monotonic() + (
-            settings.reader_stall_timeout_s if self._unread else settings.idle_timeout_s
-        )
-        if not self._unread and not self._reader.between:
+        self.deadline = time.monotonic() + (settings.reader_stall_timeout_s if self.unread else settings.idle_timeout_s)
+        if not self.unread and not self._reader.between:
             self._expect_rest()
 
     def _pause_or_resume(self) -> None:
@@ -264,7 +262,7 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         self._advancing = True
         try:
-            while self.exchange is None and not self.closing and not self._unread:
+            while self.exchange is None and not self.closing and not self.unread:
                 if reader.requests:
                     self._begin(*reader.requests.popleft())
                 elif reader.fault is not None:
@@ -381,7 +379,7 @@ class ClientConnection(asyncio.Protocol):
 
     def expired(self) -> None:
         """It is overdue."""
-        if self.closing or self.exchange is not None or self._unread:
+        if self.closing or self.exchange is not None or self.unread:
             self.transport.abort()  # it lingers, or does not read its answer
         elif self.idle:
             self.close()

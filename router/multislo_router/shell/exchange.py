@@ -6,6 +6,8 @@
         EngineFull: its engine answered 503 or 429
         SendFailed: its connection broke, or it answered what may pass
 
+A client of a stream that would wait too long without a byte gets comments (`keep_alive`): the answer is open then, and errors are events.
+
 An engine's error that may be another one's success is withheld (`MAY_PASS`). If the request is not served after all, the last engine's own
 answer is what the client gets.
 
@@ -22,8 +24,9 @@ from multislo_router.core.request import Stage
 from multislo_router.shell.body_scan import BodyScan, with_fields
 from multislo_router.shell.engine import NO_ANSWER
 from multislo_router.shell.errors import Fault, Reason, error_event, error_response
+from multislo_router.shell.open_stream import BOUNDARIES, COMMENT, LAST_CHUNK, as_events, chunk, stream_head
 from multislo_router.shell.request_head import RequestHead
-from multislo_router.shell.response_head import ChunkedBody, ResponseBody, ResponseHead
+from multislo_router.shell.response_head import ChunkedBody, EngineSpokeNonsense, ResponseBody, ResponseHead
 from multislo_router.shell.routes import Route
 from multislo_router.shell.served_tier import ServedTier, served_tier
 from multislo_router.shell.sse import EventCount, WholeAnswer
@@ -39,6 +42,8 @@ DEAD_OR_DETERMINISTIC: Final = 500
 """The engine broke on this request, or under all of them. Which, its /health tells."""
 MAY_PASS: Final = FULL | {DEAD_OR_DETERMINISTIC, 502, 504}
 """Answers that another engine, or this one later, may not give; 502 and 504 are a proxy's before it."""
+ASIDE_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Of a whole answer in the place of a stream, which is collected."""
 WITHHELD_MAX_BYTES: Final = 64 * 1024
 """Of an answer with such a status: it is an error object. A longer one is relayed."""
 
@@ -50,14 +55,16 @@ class Exchange:
         "_answer",
         "_answer_body",
         "_answer_head",
+        "_aside",
         "_client",
         "_close_after",
         "_events",
         "_gateway",
         "_model",
+        "_opened",
         "_scan",
         "_served",
-        "_unchunk",
+        "_told_at",
         "_whole",
         "_withheld",
         "awaits",
@@ -97,8 +104,13 @@ class Exchange:
         self._answer_head = b""
         self._withheld: bytes | None = None
         """The last engine's answer as the client would get it, while another engine may give a better one."""
+        self._aside = b""
+        """The content of an answer that is withheld, or that no stream can relay as it is."""
+        self._opened = False
+        """The router has begun the answer itself, as a stream that has nothing but comments in it yet."""
+        self._told_at = 0.0
+        """When the client got the last comment; first, when it was seen to wait."""
         self._close_after = False
-        self._unchunk = False
         self.head = head
         self.body = body
         self.request_id = request_id
@@ -120,7 +132,7 @@ class Exchange:
         self.instance = instance
         self.place = place
         self.heard_at = time.monotonic()
-        self._withheld = None
+        self._answer = self._answer_body = self._withheld = None
         if place is None:
             instance.passing += 1
         instance.send(self)
@@ -181,10 +193,12 @@ class Exchange:
             self._served = served_tier(place.tier, head.target.route, answer, body) if asked else None
         else:
             tier = b""
-        self._unchunk = head.http_1_0 and answer.chunked
-        self._close_after = not head.keep_alive or self._gateway.closing or body.ends_with_connection
+        self._aside = b""
+        self._close_after = (
+            not head.keep_alive or self._gateway.closing or (body.ends_with_connection and not self._opened)
+        )
         lines = answer.lines
-        if self._unchunk:
+        if head.http_1_0 and answer.chunked:
             lines = b"".join(
                 line for line in lines.splitlines(keepends=True) if not line.lower().startswith(b"transfer-encoding:")
             )
@@ -211,12 +225,13 @@ class Exchange:
         elif self._whole is not None:
             for piece in body.pieces:
                 self._whole.feed(piece)
-        if self._served is not None:
-            relayed = self._served.relay(body, chunked=isinstance(body, ChunkedBody) and not self._unchunk)
-        elif self._unchunk:
-            relayed = b"".join(body.pieces)
+        relayed = self._framed(relayed, body)
+        if self._opened and not self._relays:
+            self._keep_aside(body, now)
+            return
         if self._withheld is not None:
             self._withheld += relayed
+            self._aside += b"".join(body.pieces)
             if body.done:
                 self._failed_by_answer(now)
                 return
@@ -229,13 +244,85 @@ class Exchange:
             self._client.count_held()
             if self._served is not None:
                 self._answer_head = self._served.head(self._answer_head, relayed)
-            relayed = self._answer_head + relayed
+            if not self._opened:
+                relayed = self._answer_head + relayed
         if relayed:
             self._client.write(relayed)
         if self.id is not None and tokens and not self.over:
             self._gateway.tell(TokensReceived(now, self.id, tokens))
         if body.done and not self.over:
             self._complete(now)
+
+    @property
+    def _relays(self) -> bool:
+        """Whether the engine's answer can go on with a stream that is open already."""
+        return self._answer is not None and self._answer.event_stream and self._answer.status == 200
+
+    def _framed(self, relayed: bytes, body: ResponseBody) -> bytes:
+        """The last pieces of the answer as this client gets them: in chunks if the engine sends them so, or if the router has said so."""
+        chunked = not self.head.http_1_0 and (self._opened or isinstance(body, ChunkedBody))
+        if self._served is not None:
+            return self._served.relay(body, chunked=chunked)
+        if chunked == isinstance(body, ChunkedBody):
+            return relayed
+        if not chunked:
+            return b"".join(body.pieces)
+        return b"".join([chunk(piece) for piece in body.pieces if piece]) + (LAST_CHUNK if body.done else b"")
+
+    def _keep_aside(self, body: ResponseBody, now: float) -> None:
+        """The stream is open, and the engine's answer is none: once it is whole, it becomes its last event."""
+        assert self._answer is not None
+        self._aside += b"".join(body.pieces)
+        if len(self._aside) > ASIDE_MAX_BYTES:
+            raise EngineSpokeNonsense("endless answer that is no stream of events")
+        if not body.done:
+            return
+        if self._withheld is not None:
+            self._failed_by_answer(now)
+            return
+        self.started = True
+        self._client.write(self._ending(as_events(self._answer.status, self._aside)))
+        self._complete(now)
+
+    def _ending(self, events: bytes) -> bytes:
+        """The end of a stream that is open."""
+        return events if self.head.http_1_0 else chunk(events) + LAST_CHUNK
+
+    def keep_alive(self, now: float, silent_max_s: float) -> None:
+        """Sends a comment if the client of a stream has got nothing for too long, and opens the answer with it if need be."""
+        if not self._told_at:
+            self._told_at = now
+        if now - max(self._told_at, self.heard_at) < silent_max_s or self._client.unread:
+            return
+        if self._scan is None or not self._scan.streaming:
+            return
+        if self.started:
+            if self._events is None or not self._between_events:
+                return
+        elif not self._opened:
+            if self._answer is not None and self._withheld is None and not self._relays:
+                return  # an answer that is no stream is on its way
+            self._open()
+        self._told_at = now
+        self._client.write(COMMENT if self.head.http_1_0 else chunk(COMMENT))
+
+    def _open(self) -> None:
+        self._opened = True
+        head = self.head
+        self._close_after = not head.keep_alive or self._gateway.closing
+        tier = self._gateway.core.tier_of(self.id) if self.id is not None else None
+        line = b"" if tier is None else b"x-multislo-tier: %b\r\n" % tier.encode()
+        self._client.write(
+            stream_head(self.request_id, line, head.cors, chunked=not head.http_1_0, close=self._close_after)
+        )
+
+    @property
+    def _between_events(self) -> bool:
+        """What the client got last ends an event, and a chunk."""
+        body = self._answer_body
+        if body is None or not (self._opened or isinstance(body, ChunkedBody)) or not body.pieces:
+            return False
+        return (not isinstance(body, ChunkedBody) or body.whole) and body.pieces[-1].endswith(BOUNDARIES)
 
     def _release(self) -> None:
         if self.connection is not None:
@@ -313,7 +400,11 @@ class Exchange:
         """Answers as the last engine did."""
         assert self._withheld is not None
         self._leave(outcome)
-        self._client.answer(self._withheld, close=self._close_after)
+        answer = self._withheld
+        if self._opened:
+            assert self._answer is not None
+            answer = self._ending(as_events(self._answer.status, self._aside))
+        self._client.answer(answer, close=self._close_after)
 
     def engine_lost(self, why: str) -> None:
         """The connection broke, or could not be made. Tried elsewhere if the client has seen nothing yet and the core knows a place."""
@@ -345,11 +436,11 @@ class Exchange:
         self._leave(outcome)
         self._gateway.counters.answers_cut += 1
         body = self._answer_body
-        if self._events is not None and isinstance(body, ChunkedBody) and body.whole:
+        if self._events is not None and (body.whole if isinstance(body, ChunkedBody) else self._opened):
             # The empty line ends whatever event the engine may have left incomplete.
             event = b"\n\n" + error_event(fault)
             # No last chunk: with one, a client would take its connection for free and lose its next request to the close.
-            self._client.write(event if self._unchunk else b"%x\r\n%b\r\n" % (len(event), event))
+            self._client.write(event if self.head.http_1_0 else chunk(event))
             self._client.finished(close=True)
         else:
             self._client.cut()
@@ -368,6 +459,9 @@ class Exchange:
             self._refuse_as_engine(outcome)
             return
         self._leave(outcome)
+        if self._opened:
+            self._client.answer(self._ending(error_event(fault)), close=self._close_after)
+            return
         head = self.head
         close = not head.keep_alive or self._gateway.closing
         answer = error_response(fault, self.request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD")
@@ -388,7 +482,8 @@ class Exchange:
             # It was being finished: the client has its answer, or sees by the end of the connection that it has none.
             self._gateway.ended(self)
             if self._client.exchange is self:
-                if self.started and self._answer_body is not None and not self._answer_body.done:
+                whole = self._answer_body is not None and self._answer_body.done
+                if (self.started or self._opened) and not whole:
                     self._client.cut()
                 else:
                     self._client.close()

@@ -426,6 +426,7 @@ class Gateway:
             except Exception as error:
                 self.errors.failed(Seam.TIMER, error, client)
         silent_since = now - self.settings.engine_silence_timeout_s
+        keep_alive_s = self.settings.stream_keep_alive_s
         suspects: set[Exchange] = set()
         for exchange in [*self.exchanges.values(), *self.passing]:
             try:
@@ -433,6 +434,8 @@ class Gateway:
                     exchange.silent()
                 elif exchange.stuck:
                     suspects.add(exchange)
+                elif keep_alive_s:
+                    exchange.keep_alive(now, keep_alive_s)
             except Exception as error:
                 self.errors.failed(Seam.TIMER, error, exchange, exchange.name)
         self._end_lost(suspects)

@@ -19,6 +19,11 @@ _AUTHORITY = re.compile(rb"(\r\n(?:content-)?location:[ \t]*)(?:https?:)?//[^/\r
 """An engine knows itself by an address that is none of the client's business: a redirect stays on the router."""
 _RETRY_AFTER = re.compile(rb"\r\nretry-after:[ \t]*([0-9]{1,9})[ \t]*(?=\r\n)")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+_UNBUFFERED = (
+    (b"\r\nx-accel-buffering:", b"x-accel-buffering: no\r\n"),
+    (b"\r\ncache-control:", b"cache-control: no-cache\r\n"),
+)
+"""Added to a stream of events that does not say them itself: nginx, and others after it, would collect the events."""
 HEADS_REMEMBERED = 512
 """Of at most 64 KB, and commonly 200 bytes."""
 CHUNK_LINE_MAX_BYTES = 1024
@@ -78,6 +83,9 @@ def read_head(head: bytes) -> ResponseHead:
     retry_after = _RETRY_AFTER.search(lower)
     if b"location:" in lower:
         lines = _AUTHORITY.sub(rb"\1", b"\r\n" + lines)[2:]
+    event_stream = b"text/event-stream" in lower
+    if event_stream:
+        lines += b"".join(line for name, line in _UNBUFFERED if name not in lower)
     return ResponseHead(
         status=int(status_line[2]),
         lines=lines,
@@ -85,7 +93,7 @@ def read_head(head: bytes) -> ResponseHead:
         chunked=chunked,
         length=length,
         keep_alive=keep_alive,
-        event_stream=b"text/event-stream" in lower,
+        event_stream=event_stream,
         retry_after_s=None if retry_after is None else float(retry_after[1]),
     )
 
