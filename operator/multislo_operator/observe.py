@@ -39,6 +39,8 @@ class Instance(Protocol):
     def ever_ready(self) -> bool: ...
     @property
     def batch_tokens(self) -> int: ...
+    @property
+    def unplaced(self) -> bool: ...
 
 
 def fleet_spec(
@@ -135,4 +137,5 @@ def _instance(
         since_s=now - since,
         ever_ready=instance.ever_ready,
         batch_tokens=0 if shapes_itself else instance.batch_tokens,
+        unplaced=instance.unplaced,
     )

@@ -4,7 +4,9 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from math import cos, exp, isfinite, pi
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -122,6 +124,7 @@ def test_a_plan_that_is_carried_out_leaves_nothing_to_plan(
     again, _ = decide(spec, FleetObserved(after, tiers), memory, 25.0)
     assert again.actions == ()
     _check_limits(spec, seen, plan, after)
+    _check_ready_ones_are_kept(spec, seen, plan, after)
 
 
 def _check_limits(spec: FleetSpec, before: list[InstanceObserved], plan: Plan, after: list[InstanceObserved]) -> None:
@@ -135,6 +138,160 @@ def _check_limits(spec: FleetSpec, before: list[InstanceObserved], plan: Plan, a
     for action in plan.actions:
         assert action.reason
         assert all(isfinite(value) for value in action.terms.values())
+
+
+def _ready(seen: list[InstanceObserved], *tiers: str | None) -> int:
+    return sum(i.state is READY and i.tier in tiers for i in seen)
+
+
+def _check_ready_ones_are_kept(
+    spec: FleetSpec, before: list[InstanceObserved], plan: Plan, after: list[InstanceObserved]
+) -> None:
+    """A plan never lowers ready capacity below need, whatever else there is that is not ready."""
+    left = spec.instances_max if spec.instances_max is not None else 1000
+    for tier in spec.tiers:
+        least = min(tier.least, left)
+        left -= least
+        assert _ready(after, tier.name) >= min(_ready(before, tier.name), least), f"{tier.name}: its minimum"
+    # A conversion lowers nothing; a drain does.
+    gone = {
+        a.instance for a in plan.actions if isinstance(a, (Drain, Stop)) or (isinstance(a, Convert) and a.tier is None)
+    }
+    kept = [instance for instance in before if instance.id not in gone]
+    needs = {row.name: int(row.terms.get("need_now", 0)) for row in plan.tiers}
+    if spec.instances_max is not None and max(*needs.values(), sum(t.least for t in spec.tiers)) > spec.instances_max:
+        return
+    prefix: list[str | None] = []
+    for tier in spec.tightest_first:
+        prefix.append(tier.name)
+        assert _ready(kept, *prefix) >= min(_ready(before, *prefix), needs[tier.name]), (
+            f"{prefix}: what their load needs"
+        )
+
+
+@settings(max_examples=150)
+@given(some_specs(), some_instances, some_tiers, some_tiers, st.floats(0.0, 100.0))
+def test_what_is_not_ready_costs_no_ready_one(
+    spec: FleetSpec,
+    seen: list[InstanceObserved],
+    before: tuple[TierObserved, ...],
+    figures: tuple[TierObserved, ...],
+    until: float,
+) -> None:
+    """Beside the same fleet without what is not ready, no more ready ones go."""
+    alone = [instance for instance in seen if instance.state in (READY, DRAINING)]
+    gone = []
+    for fleet in (seen, alone):
+        memory = Memory()
+        for tenth in range(10):
+            _, memory = decide(spec, FleetObserved(fleet, before), memory, until * tenth / 10)
+        plan, memory = decide(spec, FleetObserved(fleet, figures), memory, until)
+        gone.append(sum(isinstance(action, Drain) for action in plan.actions))
+        _check_ready_ones_are_kept(spec, fleet, plan, carried_out(plan, fleet, lambda: uuid4().hex))
+    assert gone[0] <= gone[1]
+
+
+# -- lives in which some instances never come up ------------------------------------------------------------------------------
+
+
+class Fate(StrEnum):
+    """What becomes of an instance that is started."""
+
+    COMES = "comes"
+    HANGS = "hangs"
+    CRASHES = "crashes"
+    DIES = "dies"
+    """Comes up, and is gone after a while."""
+
+
+STEP_S = 5.0
+
+
+@dataclass
+class Bad:
+    """A fleet of which each tier's starts have their fates, one after the other; load is steady, but for a silence at the end."""
+
+    spec: FleetSpec
+    fates: dict[str | None, list[Fate]]
+    works: dict[str, float]
+    silent_from_s: float
+    instances: list[InstanceObserved] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
+    now: float = 0.0
+    starts: Counter[str | None] = field(default_factory=Counter)
+    began: dict[str, Fate] = field(default_factory=dict)
+
+    def step(self) -> None:
+        self.now += STEP_S
+        self.instances = [self._older(instance) for instance in self.instances]
+        plan, self.memory = decide(self.spec, FleetObserved(self.instances, self._figures()), self.memory, self.now)
+        tiers = iter([action.tier for action in plan.actions if isinstance(action, Start)])
+        after = carried_out(plan, self.instances, lambda: self._begin(next(tiers)))
+        _check_limits(self.spec, self.instances, plan, after)
+        _check_ready_ones_are_kept(self.spec, self.instances, plan, after)
+        self.instances = after
+
+    def _begin(self, tier: str | None) -> str:
+        fates = self.fates[tier]
+        id = f"{tier or 'warm'}-{self.starts[tier]}"
+        self.began[id] = fates[self.starts[tier] % len(fates)]
+        self.starts[tier] += 1
+        return id
+
+    def _older(self, seen: InstanceObserved) -> InstanceObserved:
+        fate = self.began[seen.id]
+        age_s = seen.since_s + STEP_S
+        if seen.state is STARTING and fate is Fate.CRASHES and age_s >= 15.0:
+            return replace(seen, state=InstanceState.FAILED, since_s=0.0)
+        if seen.state is STARTING and fate in (Fate.COMES, Fate.DIES) and age_s >= self.spec.startup_s:
+            return replace(seen, state=READY, since_s=0.0, ever_ready=True)
+        if seen.state is READY and fate is Fate.DIES and age_s >= 150.0:
+            return replace(seen, state=InstanceState.FAILED, since_s=0.0)
+        return replace(seen, since_s=age_s, requests=0, load=0.4)
+
+    def _figures(self) -> list[TierObserved]:
+        waits = not any(i.state is READY for i in self.instances)
+        figures = []
+        for name in NAMES:
+            work = 0.0 if self.now >= self.silent_from_s else self.works[name]
+            pending = 3 if waits and work else 0
+            waited_s = 5.0 if pending else 0.0
+            figures.append(TierObserved(name, pending, waited_s, pending, waited_s, 20.0 * work, work, 0.0))
+        return figures
+
+    def ready(self, *tiers: str) -> int:
+        return _ready(self.instances, *tiers)
+
+
+some_fates = st.lists(st.sampled_from(Fate), min_size=1, max_size=4)
+
+
+@settings(max_examples=40)
+@given(
+    some_specs(),
+    st.fixed_dictionaries({tier: some_fates for tier in (*NAMES, None)}),
+    st.fixed_dictionaries({name: st.sampled_from([0.0, 0.02, 0.5, 1.3]) for name in NAMES}),
+    st.sampled_from([0.0, 300.0, 2000.0]),
+)
+def test_in_no_life_do_ready_ones_go_for_what_does_not_come_up(
+    spec: FleetSpec, fates: dict[str | None, list[Fate]], works: dict[str, float], silent_from_s: float
+) -> None:
+    life = Bad(spec, fates, works, silent_from_s)
+    while life.now < 1500.0:
+        life.step()
+    for tier, began in life.starts.items():
+        if set(fates[tier]) <= {Fate.HANGS, Fate.CRASHES}:
+            places = 6 if tier is not None else spec.warm_max
+            assert began <= 8 * places, f"{tier}: starts without an end"
+    budget = spec.instances_max if spec.instances_max is not None else 1000
+    least = sum(tier.least for tier in spec.tiers) + spec.warm_min
+    for tier in spec.tiers:
+        if fates[tier.name] == [Fate.COMES] and budget >= least:
+            assert life.ready(tier.name) >= tier.least, f"{tier.name}: others keep it from its minimum"
+    loosest = spec.tightest_first[-1]
+    need = sum(works.values()) if silent_from_s > life.now else 0.0
+    if fates[loosest.name] == [Fate.COMES] and budget > least + 2 * need and loosest.instances_max > 2 * need:
+        assert life.ready(*NAMES) >= need, "the load is not served"
 
 
 any_number = st.one_of(st.floats(), st.floats(0.0, 1e-300), st.sampled_from([0.0, 5e-324, 1.0, 1e15, 1e308]))

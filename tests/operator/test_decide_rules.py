@@ -296,7 +296,7 @@ def test_spare_instances_fill_the_warm_pool_before_they_are_stopped() -> None:
     ("extra", "at_last", "cause"),
     [
         ([], tiers((0.2, 0.2, 0.2), pending="loose", oldest_s=0.8), HoldCause.PENDING),
-        ([InstanceObserved("new", "tight", STARTING, ever_ready=False)], None, HoldCause.STARTING),
+        ([InstanceObserved("new", "loose", STARTING, ever_ready=False)], None, HoldCause.STARTING),
         ([InstanceObserved("old", "tight", DRAINING, requests=2)], None, HoldCause.DRAINING),
         ([], [replace(t, attainment=0.9) for t in tiers((0.2, 0.2, 0.2))], HoldCause.ATTAINMENT_LOW),
     ],
@@ -305,7 +305,10 @@ def test_nothing_goes_down_while_something_moves_or_waits(
     extra: list[InstanceObserved], at_last: list[TierObserved] | None, cause: HoldCause
 ) -> None:
     seen = [*instances(tight=1, middle=4), *extra]
-    plan = seen_for(125, a_spec(), seen, tiers((0.2, 0.2, 0.2)), at_last)
+    spec = a_spec()
+    if cause is HoldCause.STARTING:
+        spec = replace(spec, tiers=(*spec.tiers[:2], replace(spec.tiers[2], instances_min=1)))
+    plan = seen_for(125, spec, seen, tiers((0.2, 0.2, 0.2)), at_last)
     assert not plan.actions
     assert cause in {hold.cause for hold in plan.holds}
 
@@ -318,6 +321,95 @@ def test_a_dead_instance_is_no_supply_and_one_that_never_came_up_is_not_added_to
     plan = seen_once(a_spec(), [*instances(tight=1), unborn], figures)
     assert not plan.actions
     assert plan.holds[0].cause is HoldCause.NOT_COMING_UP
+
+
+FAILED_TO_START = InstanceObserved("pending", "tight", STARTING, requests=0, since_s=500.0, ever_ready=False)
+CRASHES = replace(FAILED_TO_START, id="crashes", state=FAILED)
+
+
+@pytest.mark.parametrize("bad", [FAILED_TO_START, CRASHES])
+def test_what_never_came_up_goes_at_once_when_nothing_asks_for_it(bad: InstanceObserved) -> None:
+    (stop,) = seen_once(a_spec(), [*instances(tight=1, middle=1), bad], tiers((0.02, 0.02, 0.02))).actions
+    assert isinstance(stop, Stop)
+    assert stop.instance == bad.id
+    assert "nothing asks for it" in stop.reason
+
+
+def test_what_starts_and_is_not_needed_any_more_goes_before_a_ready_one() -> None:
+    spec = a_spec()
+    spec = replace(spec, tiers=(spec.tiers[0], replace(spec.tiers[1], instances_min=0), spec.tiers[2]))
+    seen = [*instances(tight=2), InstanceObserved("new", "tight", STARTING, since_s=30.0, ever_ready=False)]
+    plan = seen_for(121, spec, seen, tiers((0.02, 0.02, 0.02)))
+    assert [action.instance for action in plan.actions if isinstance(action, Stop)] == ["new"]
+    assert all(action.instance == "tight-0" for action in plan.actions if isinstance(action, Drain))
+
+
+@pytest.mark.parametrize("bad", [FAILED_TO_START, CRASHES])
+@pytest.mark.parametrize(("pairs", "least", "work"), [(1, 1, 0.02), (2, 2, 0.02), (1, 0, 0.5), (2, 2, 1.2)])
+def test_a_ready_one_is_never_drained_for_one_that_does_not_come_up(
+    bad: InstanceObserved, pairs: int, least: int, work: float
+) -> None:
+    spec = replace(a_spec(), tiers=(replace(a_spec().tiers[0], instances_min=least),))
+    fleet = [*instances(tight=pairs), *(replace(bad, id=f"bad-{n}") for n in range(pairs))]
+    memory = Memory()
+    figures = tiers((work, 0.0, 0.0))[:1]
+    for second in range(600):
+        plan, memory = decide(spec, FleetObserved(fleet, figures), memory, float(second))
+        assert not any(isinstance(action, (Drain, Convert)) for action in plan.actions)
+        gone = {action.instance for action in plan.actions if isinstance(action, Stop)}
+        fleet = [seen for seen in fleet if seen.id not in gone]
+    assert [seen.id for seen in fleet if seen.state is READY] == [f"tight-{n}" for n in range(pairs)]
+
+
+def test_a_failed_start_in_one_tier_keeps_no_place_from_another() -> None:
+    """The budget is full of what does not come up, and the load asks for as many. Another tier's instances can serve it too."""
+    tight, _, loose = a_spec().tiers
+    spec = a_spec(accelerators_max=3, tiers=(replace(tight, instances_min=0), loose))
+    bad = [replace(CRASHES, id=f"bad-{n}") for n in range(3)]
+    figures = [tier for tier in tiers((1.5, 0.0, 0.5)) if tier.name != "middle"]
+    plan = seen_once(spec, bad, figures)
+    started = [action.tier for action in plan.actions if isinstance(action, Start)]
+    assert started == ["loose"] * 3
+    assert {action.instance for action in plan.actions if isinstance(action, Stop)} == {"bad-0", "bad-1", "bad-2"}
+
+
+def test_a_lowered_budget_takes_what_is_not_ready_first() -> None:
+    died = replace(CRASHES, id="died", ever_ready=True)
+    seen = [*instances(tight=2), CRASHES, died, FAILED_TO_START]
+    plan = seen_once(a_spec(accelerators_max=2), seen, tiers((2.0, 0.0, 0.0)))
+    assert {action.instance for action in plan.actions if isinstance(action, Stop)} == {"crashes", "died", "pending"}
+    assert not any(isinstance(action, Drain) for action in plan.actions)
+
+
+def test_a_failed_start_in_the_warm_pool_costs_no_ready_one() -> None:
+    bad = replace(CRASHES, tier=None)
+    seen = [*instances(tight=1, middle=1, warm=1), bad]
+    (stop,) = seen_for(200, a_spec(warm_min=1, warm_max=1), seen, tiers((0.02, 0.02, 0.02))).actions
+    assert isinstance(stop, Stop)
+    assert stop.instance == "crashes"
+
+
+def test_a_tier_that_does_not_come_up_is_tried_again_after_waits_that_double() -> None:
+    spec = replace(a_spec(), tiers=a_spec().tiers[:1])
+    fleet = [CRASHES]
+    memory = Memory()
+    began: list[float] = []
+    for second in range(4000):
+        plan, memory = decide(spec, FleetObserved(fleet, tiers((0.0, 0.0, 0.0))[:1]), memory, float(second))
+        for action in plan.actions:
+            if isinstance(action, Start):
+                began.append(float(second))
+                fleet = [*fleet, replace(CRASHES, id=f"new-{second}")]
+            elif isinstance(action, Stop):
+                fleet = [seen for seen in fleet if seen.id != action.instance]
+        assert len(fleet) == 1
+    assert began == [90.0, 270.0, 630.0, 1350.0, 2790.0]
+
+
+def test_a_drain_of_what_was_never_ready_is_not_called_off() -> None:
+    seen = [*instances(tight=1, middle=1), InstanceObserved("tail", "middle", DRAINING, since_s=30.0, ever_ready=False)]
+    plan = seen_once(a_spec(), seen, tiers((0.5, 1.2, 0.5)))
+    assert [type(action) for action in plan.actions] == [Start]
 
 
 def test_an_instance_that_stays_dead_gives_its_accelerators_back() -> None:

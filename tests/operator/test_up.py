@@ -181,10 +181,9 @@ def test_a_second_ctrl_c_stops_at_once(up: Up, manifest: Manifest, patience: Wai
     stream.join()
 
 
-def test_load_starts_engines_and_its_end_drains_them(up: Up, manifest: Manifest, patience: Wait) -> None:
-    fleet = up(manifest)
-    fleet.ready()
-    url = fleet.url("OpenAI API")
+@contextmanager
+def load(url: str) -> Iterator[None]:
+    """Twelve clients, each with one long prompt after the other."""
     done = threading.Event()
 
     def press() -> None:
@@ -200,15 +199,57 @@ def test_load_starts_engines_and_its_end_drains_them(up: Up, manifest: Manifest,
     for client in clients:
         client.start()
     try:
-        patience(lambda: len(fleet.events("start")) >= 3, f"more engines: {fleet.events()[-3:]}")
+        yield
     finally:
         done.set()
         for client in clients:
             client.join()
+
+
+def test_load_starts_engines_and_its_end_drains_them(up: Up, manifest: Manifest, patience: Wait) -> None:
+    fleet = up(manifest)
+    fleet.ready()
+    with load(fleet.url("OpenAI API")):
+        patience(lambda: len(fleet.events("start")) >= 3, f"more engines: {fleet.events()[-3:]}")
     fullest = max(sum(sample["instances"].values()) for sample in fleet.events("fleet"))
     assert fullest == 3, "the budget"
     patience(lambda: fleet.events("drain"), "the load to be gone")
     patience(lambda: fleet.events("stopped"), "a drained engine to be stopped")
+    fleet.interrupt()
+    assert fleet.exit_code() == 0
+
+
+# The first one is an emulated engine; whoever comes later finds its mark, and does not come up.
+ONLY_THE_FIRST = """
+import os, pathlib, sys, time
+try:
+    pathlib.Path(__file__).with_suffix(".taken").touch(exist_ok=False)
+except FileExistsError:
+    {otherwise}
+port = sys.argv[sys.argv.index("--port") + 1]
+os.execv({multislo!r}, [{multislo!r}, "emulate", "--profile", {profile!r}, "--model", "llama", "--port", port])
+"""
+
+
+@pytest.mark.parametrize("otherwise", ["sys.exit('error: no accelerator')", "time.sleep(600)"])
+def test_the_engine_that_serves_is_kept_and_what_never_came_up_goes(
+    otherwise: str, up: Up, manifest: Manifest, patience: Wait, tmp_path: Path
+) -> None:
+    (program,) = multislo()
+    script = ONLY_THE_FIRST.format(otherwise=otherwise, multislo=program, profile=manifest["spec"]["profile"])
+    manifest["spec"]["tiers"][1]["instances"]["max"] = 1
+    fleet = up(with_foreign_engine(manifest, tmp_path, script))
+    fleet.ready()
+    with load(fleet.url("OpenAI API")):
+        patience(lambda: len(fleet.events("start")) >= 2, f"more engines: {fleet.events()[-3:]}")
+
+    def only_one_is_left() -> bool:
+        instances = fleet.call("live page", "/fleet")["instances"]
+        return [(one["id"], one["state"]) for one in instances] == [("engine-1", "ready")]
+
+    patience(only_one_is_left, f"the others to go: {fleet.events()[-3:]}")
+    assert not fleet.events("drain")
+    assert fleet.call("OpenAI API", "/v1/completions", a_request(2)) is not None
     fleet.interrupt()
     assert fleet.exit_code() == 0
 

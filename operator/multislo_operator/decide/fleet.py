@@ -54,6 +54,11 @@ class FleetSpec:
         return self.accelerators_max // max(1, self.accelerators_per_instance)
 
     @property
+    def starts_within_s(self) -> float:
+        """Whoever starts for longer does not come up (no accelerator, a wrong flag)."""
+        return STUCK_STARTUPS * self.startup_s + STUCK_EXTRA_S
+
+    @property
     def tightest_first(self) -> tuple[TierSpec, ...]:
         return tuple(sorted(self.tiers, key=lambda tier: (tier.tpot_s, tier.ttft_s, tier.name)))
 
@@ -78,6 +83,17 @@ class InstanceObserved:
     ever_ready: bool = True
     batch_tokens: int = 0
     """Token budget of an iteration that it was started with; 0 where the engine sets its own by deadlines."""
+    unplaced: bool = False
+    """It starts, but no node has room for it. It will start when one has; another would wait as well."""
+
+    def has_failed_to_start(self, spec: FleetSpec) -> bool:
+        """It has never been ready, and nobody can say when it will be."""
+        if self.state is InstanceState.FAILED:
+            return not self.ever_ready
+        return self.state is InstanceState.STARTING and (self.unplaced or self.since_s > spec.starts_within_s)
+
+    def is_coming(self, spec: FleetSpec) -> bool:
+        return self.state is InstanceState.STARTING and not self.has_failed_to_start(spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +168,9 @@ _SIGNED = ("work_rate_trend", "turned_away", "missed")
 """The counters are differences of the router's counters, which may be read a moment apart."""
 FIGURE_MAX = 1e15
 """No fleet, rate or counter gets here. Sums and products of a few such figures are still finite."""
+STUCK_STARTUPS, STUCK_EXTRA_S = 3.0, 60.0
+FAILED_EXTRA_S = 30.0
+"""What has failed has one start-up time and this to come back."""
 DATA_AGE_MAX_S = 5.0
 """The router answers every second; five missing answers are no hiccup."""
 ROUTER_WARMUP_S = 10.0

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from multislo_operator.decide.draft import Draft, Seat
-from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState, TierSpec
+from multislo_operator.decide.draft import Draft
+from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceObserved, InstanceState, TierSpec
 from multislo_operator.decide.memory import Memory
-from multislo_operator.decide.need import Bounds, Need, bounds, fill_target
+from multislo_operator.decide.need import Bounds, Lost, Need, bounds, fill_target
 from multislo_operator.decide.plan import Terms
 from multislo_operator.decide.pressure import settle_s
 
@@ -27,7 +27,7 @@ class Goal:
 
 
 def goals(
-    spec: FleetSpec,
+    draft: Draft,
     observed: FleetObserved,
     memory: Memory,
     found: Sequence[Need],
@@ -36,21 +36,21 @@ def goals(
     trouble: str | None,
 ) -> dict[str, Goal]:
     """Per tier; `lacking`: those of which requests wait or are late. In trouble (figures unknown): what runs, at least the minimum."""
-    draft = Draft(spec, list(observed.instances))
-    live = {tier.name: draft.live(tier.name) for tier in spec.tiers}
+    spec = draft.spec
+    supply = {tier.name: draft.supply(tier.name) for tier in spec.tiers}
     raised_for: str | None = None
     if trouble:
-        wanted = {tier.name: min(max(tier.least, live[tier.name]), tier.instances_max) for tier in spec.tiers}
+        wanted = {tier.name: min(max(tier.least, supply[tier.name]), tier.instances_max) for tier in spec.tiers}
         urgent = {tier.name: tier.least for tier in spec.tiers}
         reasons = {tier.name: "load unknown, minimum kept" for tier in spec.tiers}
         terms: dict[str, Terms] = {tier.name: {} for tier in spec.tiers}
     else:
-        limits = bounds(spec, memory, now)
-        wanted = _by_load(spec, limits, live)
-        urgent = _urgent(spec, limits, wanted, live)
-        raised_for = _one_more_where_it_lacks(draft, lacking, wanted, urgent, live)
-        reasons, terms = _why(spec, limits, found, lacking, live, memory.weights)
-    granted = within_budget(spec, wanted)
+        limits = bounds(spec, memory, now, draft.lost)
+        wanted = _by_load(draft, limits, supply)
+        urgent = _urgent(draft, limits, wanted, supply)
+        raised_for = _one_more_where_it_lacks(draft, lacking, wanted, urgent, supply)
+        reasons, terms = _why(spec, limits, found, lacking, supply, memory.weights)
+    granted = within_budget(spec, wanted, draft.lost)
     asks = {} if trouble else {t.name: t.work_rate / fill_target(spec.attainment) for t in observed.tiers or ()}
     answer = {}
     for tier in spec.tiers:
@@ -74,29 +74,29 @@ def goals(
     return answer
 
 
-def _by_load(spec: FleetSpec, limits: Bounds, live: Mapping[str, int]) -> dict[str, int]:
+def _by_load(draft: Draft, limits: Bounds, supply: Mapping[str, int]) -> dict[str, int]:
     """What runs already, raised to what the load needs now and lowered to what it has needed at most."""
     wanted: dict[str, int] = {}
     total = have = 0
-    for index, tier in enumerate(spec.tightest_first):
-        have += live[tier.name]
+    for index, tier in enumerate(draft.spec.tightest_first):
+        have += supply[tier.name]
         high = have if limits.high is None else limits.high[index]
         count = max(limits.low[index], min(have, high)) - total
         wanted[tier.name] = min(max(count, tier.least), tier.instances_max)
-        total += wanted[tier.name]
+        total += wanted[tier.name] - draft.lost(tier.name, wanted[tier.name])
     return wanted
 
 
-def _urgent(spec: FleetSpec, limits: Bounds, wanted: Mapping[str, int], live: Mapping[str, int]) -> dict[str, int]:
+def _urgent(draft: Draft, limits: Bounds, wanted: Mapping[str, int], supply: Mapping[str, int]) -> dict[str, int]:
     """What each tier must have so that no prefix of tiers lacks what its load needs now."""
     urgent: dict[str, int] = {}
     have = more = 0
-    for index, tier in enumerate(spec.tightest_first):
-        have += live[tier.name]
-        lacks = max(limits.low[index] - have - more, tier.least - live[tier.name], 0)
-        lacks = min(lacks, max(wanted[tier.name] - live[tier.name], 0))
-        more += lacks
-        urgent[tier.name] = live[tier.name] + lacks if lacks else 0
+    for index, tier in enumerate(draft.spec.tightest_first):
+        have += supply[tier.name]
+        lacks = max(limits.low[index] - have - more, tier.least - supply[tier.name], 0)
+        lacks = min(lacks, max(wanted[tier.name] - supply[tier.name], 0))
+        urgent[tier.name] = supply[tier.name] + lacks if lacks else 0
+        more += lacks - draft.lost(tier.name, urgent[tier.name])
     return urgent
 
 
@@ -105,34 +105,32 @@ def _one_more_where_it_lacks(
     lacking: Mapping[str, str],
     wanted: dict[str, int],
     urgent: dict[str, int],
-    live: Mapping[str, int],
+    supply: Mapping[str, int],
 ) -> str | None:
     """One more than there are, in a tier whose requests wait or are late, unless more is coming that can serve it.
 
     What starts, or has only just become ready, counts as coming: a need starts one instance, not one a second, and not one a tier.
     Returns the tier, where the fleet grows by it.
     """
-    total = have = stuck = 0
+    if any(_is_expected(draft.spec, seen) for seen in draft.instances):
+        return None
+    total = have = 0
     for tier in draft.spec.tightest_first:
-        total += wanted[tier.name]
-        have += live[tier.name]
-        # What does not come up keeps its own and looser tiers from starting another, which would not either.
-        stuck += sum(1 for seat in draft.seats if seat.tier == tier.name and draft.is_stuck(seat))
-        if stuck or any(_is_coming(draft, seat) for seat in draft.seats):
-            continue
-        if tier.name in lacking and total <= have:
-            more = min(max(wanted[tier.name], live[tier.name]) + 1, tier.instances_max)
-            total += more - wanted[tier.name]
-            wanted[tier.name] = urgent[tier.name] = more
+        name = tier.name
+        total += wanted[name] - draft.lost(name, wanted[name])
+        have += supply[name]
+        if name in lacking and total <= have:
+            total -= wanted[name] - draft.lost(name, wanted[name])
+            wanted[name] = urgent[name] = min(max(wanted[name], supply[name]) + 1, tier.instances_max)
+            total += wanted[name] - draft.lost(name, wanted[name])
             if total > have:
-                return tier.name
+                return name
     return None
 
 
-def _is_coming(draft: Draft, seat: Seat) -> bool:
-    if seat.state is InstanceState.STARTING:
-        return not draft.is_stuck(seat)
-    return seat.state is InstanceState.READY and seat.since_s < settle_s(draft.spec)
+def _is_expected(spec: FleetSpec, seen: InstanceObserved) -> bool:
+    """It comes, or has come and not yet shown what it can do."""
+    return seen.is_coming(spec) or (seen.state is InstanceState.READY and seen.since_s < settle_s(spec))
 
 
 def _why(
@@ -140,14 +138,14 @@ def _why(
     limits: Bounds,
     found: Sequence[Need],
     lacking: Mapping[str, str],
-    live: Mapping[str, int],
+    supply: Mapping[str, int],
     weights: Mapping[str, float],
 ) -> tuple[dict[str, str], dict[str, Terms]]:
     reasons: dict[str, str] = {}
     terms: dict[str, Terms] = {}
     have = 0
     for index, (tier, need) in enumerate(zip(spec.tightest_first, found, strict=True)):
-        have += live[tier.name]
+        have += supply[tier.name]
         low = limits.low[index]
         high = have if limits.high is None else limits.high[index]
         reasons[tier.name] = _reason(spec, tier, need, lacking.get(tier.name), have, low, high, limits.span_s)
@@ -207,17 +205,18 @@ def _scope(spec: FleetSpec, tier: TierSpec) -> str:
     return f"{tier.name} and tighter"
 
 
-def within_budget(spec: FleetSpec, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Minima first, then what else is wanted, both in the manifest's order of tiers."""
+def within_budget(spec: FleetSpec, wanted: Mapping[str, int], lost: Lost) -> dict[str, int]:
+    """Minima first, then what else is wanted, both in the manifest's order of tiers; last what is wanted and does not come up, which keeps
+    no place from anybody."""
     left = spec.instances_max
     if left is None:
         return dict(wanted)
-    granted = {}
-    for tier in spec.tiers:
-        granted[tier.name] = min(tier.least, wanted[tier.name], left)
-        left -= granted[tier.name]
-    for tier in spec.tiers:
-        more = min(wanted[tier.name] - granted[tier.name], left)
-        granted[tier.name] += more
-        left -= more
+    granted = dict.fromkeys(wanted, 0)
+    real = {name: count - lost(name, count) for name, count in wanted.items()}
+    least = {tier.name: min(tier.least, real[tier.name]) for tier in spec.tiers}
+    for share in (least, real, wanted):
+        for tier in spec.tiers:
+            more = min(share[tier.name] - granted[tier.name], left)
+            granted[tier.name] += more
+            left -= more
     return granted

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from math import exp
 
 from multislo_operator.decide.fleet import FleetSpec
+from multislo_operator.decide.tries import Tries
 
 WEIGHT_STEP = 1.15
 WEIGHT_MAX = 2.0
@@ -44,6 +45,8 @@ class Memory:
     it should fit: a tight tier cannot fill its instances as far as a loose one, and nobody knows how far before."""
     weights_next: Mapping[str, float] = field(default_factory=dict)
     """The same from the next moment on."""
+    tries: Mapping[str | None, Tries] = field(default_factory=dict)
+    """Of tiers (None: the warm pool) where something has not come up."""
     patience: int = 1
     """Multiple of the stabilisation time that shrinking waits for."""
     shrunk_at: float | None = None

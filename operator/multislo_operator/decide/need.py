@@ -6,7 +6,7 @@ target fill; only that sum is rounded up. The fleet as a whole rounds once, not 
 instances than its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log10, sqrt
 
@@ -160,6 +160,14 @@ def remember(spec: FleetSpec, observed: FleetObserved, memory: Memory, found: Se
     return with_peak(kept, spec, now, [max(c, need.quota_calm) for c, need in zip(confirmed, found, strict=True)])
 
 
+Lost = Callable[[str, int], int]
+"""Of so many instances that a tier shall have: those that it has not, and that are not started since starts have failed."""
+
+
+def _none_lost(tier: str, count: int) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Per prefix of tiers: at least `low` instances now, and no use for more than `high` (None: not known long enough)."""
@@ -170,9 +178,9 @@ class Bounds:
     """The stabilisation time as it is now."""
 
 
-def bounds(spec: FleetSpec, memory: Memory, now: float) -> Bounds:
+def bounds(spec: FleetSpec, memory: Memory, now: float, lost: Lost) -> Bounds:
     confirmed = [min(column) for column in zip(*(quotas for _, quotas in memory.recent), strict=True)]
-    low = whole(spec, confirmed)
+    low = whole(spec, confirmed, lost)
     span_s = memory.patience * spec.stabilization_s
     if memory.known_since is None or now - memory.known_since < span_s:
         return Bounds(low, None, span_s)
@@ -192,11 +200,12 @@ def _with_spare(spec: FleetSpec, high: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(answer))
 
 
-def whole(spec: FleetSpec, quotas: Sequence[float]) -> tuple[int, ...]:
-    """Whole instances per prefix, with each tier's minimum and maximum kept."""
+def whole(spec: FleetSpec, quotas: Sequence[float], lost: Lost = _none_lost) -> tuple[int, ...]:
+    """Whole instances per prefix, with each tier's minimum and maximum kept. Those of tighter tiers that do not come up serve nobody."""
     total = 0
     answer = []
     for tier, quota in zip(spec.tightest_first, quotas, strict=True):
-        total = min(max(ceil(quota - ROUNDING), total + tier.least), total + tier.instances_max)
-        answer.append(total)
+        own = min(max(ceil(quota - ROUNDING) - total, tier.least), tier.instances_max)
+        answer.append(total + own)
+        total += own - lost(tier.name, own)
     return tuple(answer)

@@ -66,7 +66,7 @@ def with_pressure(spec: FleetSpec, observed: FleetObserved, memory: Memory, fill
         if lingers(wanted[tier.name], waiting(observed, tier)[1]) or (busy and rates[tier.name] > allowed):
             since[tier.name] = memory.pressed_since.get(tier.name, now)
     calm_since = memory.calm_since
-    if since or not is_calm(observed):
+    if since or not is_calm(spec, observed):
         calm_since = None
     elif calm_since is None or now - calm_since > CALM_MAX_S:
         calm_since = now
@@ -130,9 +130,12 @@ def _turned_away_rate(memory: Memory, tier: TierObserved, passed_s: float) -> fl
     return (1.0 - share) * rate + share * more / passed_s
 
 
-def is_calm(observed: FleetObserved) -> bool:
-    """Whether nothing starts and nothing has changed of late."""
-    return all(seen.state is InstanceState.READY and seen.since_s >= CALM_S for seen in observed.instances)
+def is_calm(spec: FleetSpec, observed: FleetObserved) -> bool:
+    """Whether nothing comes and nothing has changed of late. What has failed to start changes nothing."""
+    return all(
+        seen.has_failed_to_start(spec) or (seen.state is InstanceState.READY and seen.since_s >= CALM_S)
+        for seen in observed.instances
+    )
 
 
 def _is_late(spec: FleetSpec, memory: Memory, tier: TierObserved) -> bool:

@@ -5,16 +5,20 @@ out; level-triggered: it looks at what is, not at what it did, and on a fleet wh
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from multislo_operator.decide.draft import Draft, Seat, least_loaded
-from multislo_operator.decide.fleet import FleetObserved, FleetSpec, InstanceState
+from multislo_operator.decide.draft import Draft, least_loaded
+from multislo_operator.decide.fleet import (
+    FAILED_EXTRA_S,
+    FleetObserved,
+    FleetSpec,
+    InstanceObserved,
+    InstanceState,
+)
 from multislo_operator.decide.goal import Goal, goals, raised
 from multislo_operator.decide.memory import Memory, recalled, with_lack, with_peak, with_regret
 from multislo_operator.decide.need import Need, fill_target, needs, remember
-from multislo_operator.decide.plan import CallOffDrain, Drain, HoldCause, Plan, Start, TierPlan
+from multislo_operator.decide.plan import CallOffDrain, Drain, HoldCause, Plan, Start, Terms, TierPlan
 from multislo_operator.decide.pressure import is_calm, lingers, mean_load, pressed
 
-FAILED_EXTRA_S = 30.0
-"""A failed instance has one start-up time and this to come back; then its accelerators are given to another."""
 DRAINS_SHARE = 0.1
 """At most this share of the fleet drains at once (one at least)."""
 ROUNDS_MAX = 6
@@ -30,25 +34,26 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
     memory = recalled(spec, memory, now)
     found = () if trouble else needs(spec, observed, memory.weights)
     memory = remember(spec, observed, memory, found, now)
-    draft = Draft(spec, list(observed.instances))
+    draft = Draft(spec, observed.instances, memory.tries, now)
     rows: tuple[TierPlan, ...] = ()
     lacked: set[str] = set()
     # One action may make room for another: look again, until a look at the fleet as it will be finds nothing to do.
     for _ in range(ROUNDS_MAX):
-        done = len(draft.actions)
+        done = draft.steps
         draft.holds.clear()
-        seen = replace(observed, instances=draft.seen())
+        seen = replace(observed, instances=draft.instances)
         lacking = {} if trouble else pressed(spec, seen, memory, fill_target(spec.attainment), now)
-        wanted = goals(spec, seen, memory, found, lacking, now, trouble)
+        wanted = goals(draft, seen, memory, found, lacking, now, trouble)
         if trouble is None:
             memory = with_peak(memory, spec, now, raised(spec, wanted, lacking))
         rows = rows or _rows(spec, draft, wanted)
         _round(draft, wanted, seen, memory, lacking, trouble)
         lacked |= {name for name, goal in wanted.items() if goal.lacks}
-        if len(draft.actions) == done:
+        if draft.steps == done:
             break
     _say_what_does_not_come_up(draft)
-    grew = any(isinstance(action, (Start, CallOffDrain)) for action in draft.actions)
+    more = [action for action in draft.actions if isinstance(action, (Start, CallOffDrain))]
+    grew = len(more) > draft.tried_again
     shrank = any(isinstance(action, Drain) for action in draft.actions)
     plan = Plan(
         actions=tuple(draft.actions),
@@ -59,7 +64,8 @@ def decide(spec: FleetSpec, observed: FleetObserved, memory: Memory, now: float)
         instances_max=spec.instances_max,
         known=trouble is None,
     )
-    if grew and is_calm(observed) and not _grows(found):
+    memory = replace(memory, tries=draft.tries)
+    if grew and is_calm(spec, observed) and not _grows(found):
         memory = with_lack(memory, sorted(lacked))
     return plan, with_regret(memory, found[-1].work if found else 0.0, now, grew, shrank)
 
@@ -82,12 +88,13 @@ def _round(
     elif seen.router_is_young:
         why = f"the router started {seen.router_uptime_s:.0f} s ago and its averages are too low yet: growing only"
         draft.hold(HoldCause.DATA_UNKNOWN, why)
-    _give_up_failed(draft)
-    _fill(draft, wanted)
+    known = not trouble and not seen.router_is_young
+    _stop_failed(draft, wanted, known)
+    promised = _fill(draft, wanted)
     _finish_drains(draft)
-    _fill_warm_pool(draft)
+    _fill_warm_pool(draft, wanted)
     if not trouble:
-        _shrink(draft, wanted, _why_not_shrink(draft.spec, seen, memory, lacking, draft))
+        _shrink(draft, wanted, promised, _why_not_shrink(draft.spec, seen, memory, lacking, draft))
 
 
 def _rows(spec: FleetSpec, draft: Draft, wanted: Mapping[str, Goal]) -> tuple[TierPlan, ...]:
@@ -106,53 +113,72 @@ def _rows(spec: FleetSpec, draft: Draft, wanted: Mapping[str, Goal]) -> tuple[Ti
     )
 
 
-def _give_up_failed(draft: Draft) -> None:
+def _stop_failed(draft: Draft, wanted: Mapping[str, Goal], known: bool) -> None:
+    """What does not answer any more has its time to come back. What has never come up goes at once where nothing asks for it."""
     grace_s = draft.spec.startup_s + FAILED_EXTRA_S
-    for seat in [seat for seat in draft.seats if seat.state is InstanceState.FAILED and seat.ever_ready]:
-        if seat.since_s > grace_s:
-            draft.stop(seat, f"has not answered for {seat.since_s:.0f} s", {"failed_s": seat.since_s})
+    for seen in draft.instances:
+        if seen.state is InstanceState.FAILED and seen.ever_ready and seen.since_s > grace_s:
+            draft.stop(seen, f"has not answered for {seen.since_s:.0f} s", {"failed_s": seen.since_s})
+    if known:
+        for seen in _not_asked_for(draft, wanted):
+            draft.give_up(seen, f"has not come up in {seen.since_s:.0f} s, and nothing asks for it")
+
+
+def _not_asked_for(draft: Draft, wanted: Mapping[str, Goal]) -> list[InstanceObserved]:
+    """Failed starts beyond what their tiers lack."""
+    found: list[InstanceObserved] = []
+    for tier in (*wanted, None):
+        lacks = max(0, _desired(draft, wanted, tier) - draft.supply(tier))
+        found += draft.failed_starts(tier)[lacks:]
+    return found
+
+
+def _desired(draft: Draft, wanted: Mapping[str, Goal], tier: str | None) -> int:
+    return draft.spec.warm_min if tier is None else wanted[tier].desired
 
 
 # -- more ------------------------------------------------------------------------------------------------------------------
 
 
-def _fill(draft: Draft, wanted: Mapping[str, Goal]) -> None:
+def _fill(draft: Draft, wanted: Mapping[str, Goal]) -> set[str]:
     """Give each tier what it lacks: from drains under way, the warm pool, tiers with too many (also of what still starts there); then by
-    starting."""
+    starting. Returns the instances that start in one tier and that another waits for."""
     promised: set[str] = set()
     for tier in draft.spec.tiers:
         goal = wanted[tier.name]
-        for _ in range(goal.desired - draft.live(tier.name)):
+        for _ in range(goal.desired - draft.supply(tier.name)):
             if not _fill_one(draft, tier.name, tier.batch_tokens, wanted, promised):
                 break
         if goal.short:
             draft.hold(HoldCause.BUDGET_SHORT, goal.short, tier.name)
         if goal.at_max:
             draft.hold(HoldCause.TIER_AT_MAX, goal.at_max, tier.name)
+    return promised
 
 
 def _fill_one(draft: Draft, tier: str, batch_tokens: int, wanted: Mapping[str, Goal], promised: set[str]) -> bool:
     goal = wanted[tier]
-    why = f"{tier} wants {goal.desired}, has {draft.live(tier)}: {goal.reason}"
+    why = f"{tier} wants {goal.desired}, has {draft.supply(tier)}: {goal.reason}"
     donors = _donors(draft, wanted)
 
     def convert_spare() -> bool:
         """Rather one whose engine was started with no larger token budget than the tier's; but any serves it better than none."""
         if donors:
-            seat = min(donors, key=lambda seat: (seat.batch_tokens > batch_tokens, least_loaded(seat)))
-            draft.convert(seat, tier, f"spare in {seat.tier}: {why}", goal.terms)
+            seen = min(donors, key=lambda donor: (donor.batch_tokens > batch_tokens, least_loaded(donor)))
+            draft.convert(seen, tier, f"spare in {seen.tier}: {why}", goal.terms)
         return bool(donors)
 
-    if draft.live(tier) >= goal.urgent:
+    if draft.supply(tier) >= goal.urgent:
         return convert_spare()
     draining = sorted(
-        draft.draining(), key=lambda seat: (seat.tier != tier, seat.tier is not None, seat.since_s, seat.id)
+        (seen for seen in draft.draining() if seen.ever_ready),
+        key=lambda seen: (seen.tier != tier, seen.tier is not None, seen.since_s, seen.id),
     )
     if draining:
-        seat = draining[0]
-        draft.call_off(seat, why, goal.terms)
-        if seat.tier != tier:
-            draft.convert(seat, tier, why, goal.terms)
+        seen = draining[0]
+        draft.call_off(seen, why, goal.terms)
+        if seen.tier != tier:
+            draft.convert(seen, tier, why, goal.terms)
         return True
     warm = draft.ready(None)
     if warm:
@@ -165,44 +191,52 @@ def _fill_one(draft: Draft, tier: str, batch_tokens: int, wanted: Mapping[str, G
         promised.add(coming[0].id)
         draft.hold(HoldCause.STARTING, f"{why}; {coming[0].id} starts, and {coming[0].tier} can spare it then", tier)
         return True
-    if draft.has_place():
-        draft.start(tier, why, goal.terms)
-        return True
-    draft.hold(
-        HoldCause.BUDGET_SHORT,
-        f"{tier} wants {goal.desired}, has {draft.live(tier)}, but all {draft.spec.instances_max} places of the budget are taken",
-        tier,
-    )
-    return False
+    return _start(draft, tier, goal.desired, why, goal.terms, wanted)
 
 
-def _donors(draft: Draft, wanted: Mapping[str, Goal]) -> list[Seat]:
+def _start(draft: Draft, tier: str | None, desired: int, why: str, terms: Terms, wanted: Mapping[str, Goal]) -> bool:
+    """Start one, unless as many as are lacking have failed to start and it is not time to try again, or there is no place."""
+    if draft.held_back(tier) >= desired - draft.supply(tier) and not draft.try_again(tier):
+        return False
+    if not draft.has_place():
+        # Nothing that does not come up keeps a place from others.
+        idle = _not_asked_for(draft, wanted)
+        if not idle:
+            places = f"all {draft.spec.instances_max} places of the budget are taken"
+            draft.hold(HoldCause.BUDGET_SHORT, f"{why}; {places}", tier)
+            return False
+        draft.give_up(idle[0], f"has not come up in {idle[0].since_s:.0f} s, and its place is needed")
+    draft.start(tier, why, terms)
+    return True
+
+
+def _spare_ready(draft: Draft, wanted: Mapping[str, Goal], tier: str | None) -> int:
+    """Ready instances that the tier can do without. Those that only start, or do not come up, are no reason to let a ready one go."""
+    return len(draft.ready(tier)) - _desired(draft, wanted, tier)
+
+
+def _donors(draft: Draft, wanted: Mapping[str, Goal]) -> list[InstanceObserved]:
     """Ready instances of the tier that has the most to spare."""
-    spare = {name: draft.live(name) - goal.desired for name, goal in wanted.items() if draft.ready(name)}
-    name = max(sorted(spare), key=lambda name: spare[name], default=None)
-    return draft.ready(name) if name is not None and spare[name] > 0 else []
+    name = max(sorted(wanted), key=lambda name: _spare_ready(draft, wanted, name), default=None)
+    return draft.ready(name) if name is not None and _spare_ready(draft, wanted, name) > 0 else []
 
 
-def _spare_starting(draft: Draft, wanted: Mapping[str, Goal], promised: set[str]) -> list[Seat]:
+def _spare_starting(draft: Draft, wanted: Mapping[str, Goal], promised: set[str]) -> list[InstanceObserved]:
     """Instances that start in tiers with too many, and that nobody has been promised."""
-    answer: list[Seat] = []
+    answer: list[InstanceObserved] = []
     for name, goal in wanted.items():
-        coming = [seat for seat in draft.starting() if seat.tier == name]
-        spare = draft.live(name) - goal.desired - sum(seat.id in promised for seat in coming)
-        answer += [seat for seat in coming if seat.id not in promised][: max(spare, 0)]
+        coming = draft.coming(name)
+        spare = draft.supply(name) - goal.desired - sum(seen.id in promised for seen in coming)
+        answer += [seen for seen in coming if seen.id not in promised][: max(spare, 0)]
     return answer
 
 
-def _fill_warm_pool(draft: Draft) -> None:
+def _fill_warm_pool(draft: Draft, wanted: Mapping[str, Goal]) -> None:
     least = draft.spec.warm_min
-    while draft.live(None) < least:
-        why = f"the warm pool wants {least}, has {draft.live(None)}"
-        if not draft.has_place():
-            draft.hold(
-                HoldCause.BUDGET_SHORT, f"{why}, but all {draft.spec.instances_max} places of the budget are taken"
-            )
+    while draft.supply(None) < least:
+        why = f"the warm pool wants {least}, has {draft.supply(None)}"
+        if not _start(draft, None, least, why, {"warm_min": float(least)}, wanted):
             return
-        draft.start(None, why, {"warm_min": float(least)})
 
 
 # -- less ------------------------------------------------------------------------------------------------------------------
@@ -210,13 +244,13 @@ def _fill_warm_pool(draft: Draft) -> None:
 
 def _finish_drains(draft: Draft) -> None:
     limit = draft.spec.drain_timeout_s
-    for seat in draft.draining():
-        if seat.requests == 0:
-            draft.stop(seat, f"drained and empty after {seat.since_s:.0f} s", {"drained_s": seat.since_s})
-        elif seat.since_s >= limit:
-            left = "an unknown number of" if seat.requests is None else str(seat.requests)
+    for seen in draft.draining():
+        if seen.requests == 0:
+            draft.stop(seen, f"drained and empty after {seen.since_s:.0f} s", {"drained_s": seen.since_s})
+        elif seen.since_s >= limit:
+            left = "an unknown number of" if seen.requests is None else str(seen.requests)
             draft.stop(
-                seat, f"drain timeout of {limit:.0f} s is over, {left} requests left", {"drained_s": seat.since_s}
+                seen, f"drain timeout of {limit:.0f} s is over, {left} requests left", {"drained_s": seen.since_s}
             )
 
 
@@ -247,69 +281,89 @@ def _why_not_shrink(
     return None
 
 
-def _shrink(draft: Draft, wanted: Mapping[str, Goal], why_not: tuple[HoldCause, str] | None) -> None:
-    drains_max = max(1, int(DRAINS_SHARE * len(draft.seats)))
+def _shrink(
+    draft: Draft, wanted: Mapping[str, Goal], promised: set[str], why_not: tuple[HoldCause, str] | None
+) -> None:
+    drains_max = max(1, int(DRAINS_SHARE * draft.used()))
     _shrink_over_limits(draft, wanted)
     while True:
-        victim = _next_victim(draft, wanted)
+        victim = _next_victim(draft, wanted, promised)
         if victim is None:
             return
-        seat, why, terms = victim
-        if why_not is not None:
+        seen, why, terms = victim
+        comes = seen.is_coming(draft.spec)
+        if why_not is not None and not (comes and why_not[0] is HoldCause.STARTING):
             draft.hold(
-                why_not[0], f"not taking {seat.id} out of {seat.tier or 'the warm pool'} yet: {why_not[1]}", seat.tier
+                why_not[0], f"not taking {seen.id} out of {seen.tier or 'the warm pool'} yet: {why_not[1]}", seen.tier
             )
             return
-        if seat.tier is not None and draft.live(None) < draft.spec.warm_max:
-            draft.convert(seat, None, f"to the warm pool: {why}", terms)
+        if comes:
+            draft.stop(seen, f"not needed before it is ready: {why}", terms)
+            continue
+        if seen.tier is not None and draft.supply(None) < draft.spec.warm_max:
+            draft.convert(seen, None, f"to the warm pool: {why}", terms)
             continue
         if len(draft.draining()) >= drains_max:
-            names = ", ".join(seat.id for seat in draft.draining())
-            draft.hold(HoldCause.DRAINING, f"not draining {seat.id} yet: {names} drains", seat.tier)
+            names = ", ".join(draining.id for draining in draft.draining())
+            draft.hold(HoldCause.DRAINING, f"not draining {seen.id} yet: {names} drains", seen.tier)
             return
-        draft.drain(seat, why, terms)
+        draft.drain(seen, why, terms)
 
 
-def _next_victim(draft: Draft, wanted: Mapping[str, Goal]) -> tuple[Seat, str, Mapping[str, float]] | None:
-    """The emptied tail: the least loaded instance of the tier that has the most to spare; then of the warm pool."""
+def _next_victim(
+    draft: Draft, wanted: Mapping[str, Goal], promised: set[str]
+) -> tuple[InstanceObserved, str, Terms] | None:
+    """What comes and is not needed; then the emptied tail: the least loaded instance of the tier that has the most to spare; then of the
+    warm pool."""
+    for tier in (*wanted, None):
+        coming = [seen for seen in draft.coming(tier) if seen.id not in promised]
+        if coming and len(draft.ready(tier)) + len(coming) > _desired(draft, wanted, tier):
+            return coming[0], *_too_many(draft, wanted, tier)
     donors = _donors(draft, wanted)
     if donors:
-        seat = min(donors, key=least_loaded)
-        goal = wanted[seat.tier or ""]
-        return seat, f"{seat.tier} wants {goal.desired}, has {draft.live(seat.tier)}: {goal.reason}", goal.terms
-    idle = [seat for seat in draft.ready(None) if seat.since_s >= draft.spec.stabilization_s]
-    if idle and draft.live(None) > draft.spec.warm_min:
-        seat = min(idle, key=least_loaded)
-        return seat, f"warm and not needed for {seat.since_s:.0f} s", {"since_s": seat.since_s}
+        return min(donors, key=least_loaded), *_too_many(draft, wanted, donors[0].tier)
+    idle = [seen for seen in draft.ready(None) if seen.since_s >= draft.spec.stabilization_s]
+    if idle and _spare_ready(draft, wanted, None) > 0:
+        seen = min(idle, key=least_loaded)
+        return seen, f"warm and not needed for {seen.since_s:.0f} s", {"since_s": seen.since_s}
     return None
 
 
+def _too_many(draft: Draft, wanted: Mapping[str, Goal], tier: str | None) -> tuple[str, Terms]:
+    if tier is None:
+        least = draft.spec.warm_min
+        return f"the warm pool wants {least}, has {draft.supply(None)}", {"warm_min": float(least)}
+    goal = wanted[tier]
+    return f"{tier} wants {goal.desired}, has {draft.supply(tier)}: {goal.reason}", goal.terms
+
+
 def _shrink_over_limits(draft: Draft, wanted: Mapping[str, Goal]) -> None:
-    """The manifest allows less than runs (it was changed): that does not wait."""
+    """The manifest allows less than runs (it was changed): that does not wait. What is not ready goes first."""
     spec = draft.spec
     if spec.instances_max is None:
         return
-    while len(draft.seats) - len(draft.draining()) > spec.instances_max:
-        unborn = [seat for seat in draft.seats if seat.state is InstanceState.STARTING]
-        if unborn:
-            draft.stop(
-                unborn[-1],
-                f"the budget is {spec.instances_max} instances",
-                {"instances_max": float(spec.instances_max)},
-            )
+    why, terms = f"the budget is {spec.instances_max} instances", {"instances_max": float(spec.instances_max)}
+    while draft.used() - len(draft.draining()) > spec.instances_max:
+        not_ready = sorted(
+            (i for i in draft.instances if i.state in (InstanceState.FAILED, InstanceState.STARTING)),
+            key=lambda seen: (seen.is_coming(spec), seen.since_s),
+        )
+        if not_ready:
+            draft.stop(not_ready[0], why, terms)
             continue
         donors = _donors(draft, wanted) or draft.ready(None)
         if not donors:
             return
-        seat = min(donors, key=least_loaded)
-        draft.drain(seat, f"the budget is {spec.instances_max} instances", {"instances_max": float(spec.instances_max)})
+        draft.drain(min(donors, key=least_loaded), why, terms)
 
 
 def _say_what_does_not_come_up(draft: Draft) -> None:
-    stuck = [seat for seat in draft.seats if draft.is_stuck(seat)]
-    if stuck:
-        names = ", ".join(seat.id for seat in stuck)
-        draft.hold(
-            HoldCause.NOT_COMING_UP,
-            f"{names}: not ready after {max(s.since_s for s in stuck):.0f} s; starting no more for them",
-        )
+    for tier in (*(tier.name for tier in draft.spec.tiers), None):
+        if draft.held_back(tier):
+            names = ", ".join(seen.id for seen in draft.failed_starts(tier)) or "what was started last"
+            where = tier or "the warm pool"
+            draft.hold(
+                HoldCause.NOT_COMING_UP,
+                f"{names} did not come up; {where} starts no other in its place before it is time to try again",
+                tier,
+            )

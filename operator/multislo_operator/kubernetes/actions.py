@@ -1,6 +1,8 @@
 """From the actions of a plan to changes of pods and replicas: starting, draining, moving between tiers, stopping. Pure; used by
 `reconcile`."""
 
+from collections import Counter
+
 from multislo_api.manifest import MultiSLOServing
 from multislo_operator.decide.fleet import FleetObserved
 from multislo_operator.decide.plan import Action, CallOffDrain, Convert, Drain, Plan, Start, Stop
@@ -17,9 +19,15 @@ def carry_out(draft: Draft, plan: Plan, wanted: Wanted) -> None:
     it again, if it is still wanted then."""
     pods = {pod.name: pod for workload in draft.workloads.values() for pod in workload.running}
     homes = {pod.name: workload for workload in draft.workloads.values() for pod in workload.pods}
+    kept: Counter[str] = Counter()
+    """By tier: instances that the plan would stop and that are left, since a roll-out is under way there."""
     for action in plan.actions:
         if isinstance(action, Start):
-            _start(draft, action, wanted)
+            label = names.tier_label(action.tier)
+            if kept[label] > 0:
+                kept[label] -= 1  # it was to take the place of one that stays
+            else:
+                _start(draft, action, wanted)
             continue
         home = homes.get(action.instance)
         pod = pods.get(action.instance)
@@ -29,7 +37,7 @@ def carry_out(draft: Draft, plan: Plan, wanted: Wanted) -> None:
             draft.annotate(pod, DRAINING_SINCE=None, DRAIN_REASON=None, DELETION_COST=None)
             _note(draft, "DrainCalledOff", f"{pod.name} serves on", action)
         elif home.rolling or _is_set_outside(draft, home, wanted):
-            continue
+            kept[home.tier] += isinstance(action, Stop)
         elif isinstance(action, Drain):
             draft.drain(pod, action.reason)
             _note(draft, "Draining", f"{pod.name} of {_title(home)} takes no more requests", action)

@@ -236,7 +236,7 @@ OF_FLEET = (
         "gauge",
         "accelerators",
         (),
-        "The budget in force: scaling.acceleratorsMax, or less where the nodes have no place for a pod that waits.",
+        "The budget: scaling.acceleratorsMax.",
         _budget,
     ),
     OfFleet(

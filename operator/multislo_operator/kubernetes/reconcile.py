@@ -39,6 +39,8 @@ LOOK_PENDING_S = 0.25
 """While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
 TROUBLE_KEPT_S = 900.0
 """A trouble that is back within this time is the same one. The kubelet tries a crashing container again after five minutes at most."""
+UNPLACED_AFTER_S = 30.0
+"""A pod that no node has room for counts as starting for this long. It may take the place of a pod that is going."""
 LOOK_BUSY_S, BUSY = 0.5, 0.5
 """While an instance is loaded more than this, or there is none: requests may wait soon."""
 
@@ -72,6 +74,8 @@ class ResourceMemory:
 
     decide: Memory = field(default_factory=Memory)
     failed_since: Mapping[str, float] = field(default_factory=dict)
+    to_come_since: Mapping[str, float] = field(default_factory=dict)
+    """By the id of an instance that the replicas ask for and that has no pod, or a gated one."""
     ledger: Ledger = field(default_factory=Ledger)
     wanted_of: tuple[object, ...] = ()
     wanted: Wanted | Unusable | None = None
@@ -215,7 +219,9 @@ def _read(seen: Seen, memory: ResourceMemory, settings: OperatorSettings) -> Res
         except Unbuildable as error:
             problems = "; ".join(error.problems)
             found = Unusable("ManifestInvalid", problems, of_profile=False, manifest=found.manifest)
-    return replace(memory, wanted_of=source, wanted=found, children=changes, token=token)
+    # Whoever has changed the manifest may have mended what did not come up: it is tried at once.
+    fresh = replace(memory.decide, tries={})
+    return replace(memory, decide=fresh, wanted_of=source, wanted=found, children=changes, token=token)
 
 
 def _children(wanted: Wanted, settings: OperatorSettings, uid: str, token: str) -> tuple[Change, ...]:
@@ -248,7 +254,11 @@ def _plan(
     assert isinstance(wanted, Wanted)
     manifest = wanted.manifest
     failed_since = dict(memory.failed_since)
-    present = [instance for workload in draft.workloads.values() for instance in _present(workload, at, now)]
+    to_come_since = dict(memory.to_come_since)
+    present = [
+        instance for workload in draft.workloads.values() for instance in _present(workload, at, now, to_come_since)
+    ]
+    there = {instance.id for instance in present}
     observed = fleet_observed(
         present, answers.snapshot, answers.age_s, now, failed_since, manifest.spec.engine.scheduler == "SLOAware"
     )
@@ -269,7 +279,13 @@ def _plan(
     rolled = rollout.step(draft, loads, _empty(draft, answers), spare, spec.drain_timeout_s)
     let_go(draft, manifest, spare, rolled)
     serve(draft)
-    return spec, plan, observed, rolled, replace(memory, decide=remembered, failed_since=failed_since)
+    memory = replace(
+        memory,
+        decide=remembered,
+        failed_since=failed_since,
+        to_come_since={id: since for id, since in to_come_since.items() if id in there},
+    )
+    return spec, plan, observed, rolled, memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,25 +298,29 @@ class _Present:
     since: float
     ever_ready: bool
     batch_tokens: int
+    unplaced: bool
 
 
-def _present(workload: Workload, at: datetime, now: float) -> list[_Present]:
+def _present(workload: Workload, at: datetime, now: float, to_come_since: dict[str, float]) -> list[_Present]:
+    """`to_come_since` is kept by the caller: since when an instance is to come that no node has been asked for."""
     tier = names.tier_of(workload.tier)
     wall = at.timestamp()
-    found = [
-        _Present(pod.name, tier, pod.state, now - max(0.0, wall - pod.since), pod.served, pod.batch_tokens)
-        for pod in workload.instances
-    ]
+    found = []
+    for pod in workload.instances:
+        age_s = max(0.0, wall - pod.since)
+        unplaced = pod.unschedulable is not None and age_s > UNPLACED_AFTER_S
+        found.append(_Present(pod.name, tier, pod.state, now - age_s, pod.served, pod.batch_tokens, unplaced))
     budget = max((pod.batch_tokens for pod in workload.pods), default=0)
     gated = [pod.name for pod in workload.gated]
     for index in range(workload.to_come):
         id = gated[index] if index < len(gated) else f"{workload.name} ({index + 1} to come)"
-        found.append(_Present(id, tier, InstanceState.STARTING, now, False, budget))
+        since = to_come_since.setdefault(id, now)
+        found.append(_Present(id, tier, InstanceState.STARTING, since, False, budget, False))
     return found
 
 
 def _spec(wanted: Wanted, draft: Draft, at: datetime) -> FleetSpec:
-    """The manifest's, with the counts that somebody else has set, and no more than the nodes hold."""
+    """The manifest's, with the counts that somebody else has set."""
     spec = fleet_spec(wanted.manifest, wanted.profile, at)
     tiers = []
     for tier in spec.tiers:
@@ -310,14 +330,7 @@ def _spec(wanted: Wanted, draft: Draft, at: datetime) -> FleetSpec:
         elif workload is not None and workload.is_set_outside(wanted.external, at):
             tier = replace(tier, instances_min=workload.replicas, instances_max=workload.replicas, floor=0)
         tiers.append(tier)
-    spec = replace(spec, tiers=tuple(tiers))
-    live = sum(len(workload.running) + workload.to_come for workload in draft.workloads.values())
-    if any(pod.unschedulable for workload in draft.workloads.values() for pod in workload.running):
-        # One more would wait for a node as well. Where a budget is left, it is what runs and what waits now.
-        limit = live * spec.accelerators_per_instance
-        budget = limit if spec.accelerators_max is None else min(limit, spec.accelerators_max)
-        spec = replace(spec, accelerators_max=budget)
-    return spec
+    return replace(spec, tiers=tuple(tiers))
 
 
 def _put_back(draft: Draft, engines: list[EnginePod], manifest: MultiSLOServing) -> None:

@@ -48,6 +48,8 @@ class LocalInstance:
     exits: int = 0
     """Ends of the process since it was last ready for a while."""
     stopping: bool = False
+    unplaced: bool = False
+    """Never: a process needs no node."""
     stop_now: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -194,17 +196,19 @@ class LocalFleet:
     def _ended(self, instance: LocalInstance, code: int | None, lived_s: float) -> None:
         if instance.state is InstanceState.READY and lived_s >= STEADY_S:
             instance.exits = 0
-        if instance.state is InstanceState.STARTING:
+        if not instance.ever_ready:
             # Perhaps somebody else took its port while it loaded.
             port = self._ports.take()
             instance.url, instance.start = _url(port), self._start_of(instance.tier, port, instance.seed)
         self.exited += 1
         instance.exits += 1
         instance.epoch += 1
-        instance.become(InstanceState.STARTING)
-        if instance.exits >= EXITS_MAX:
+        if instance.exits < EXITS_MAX:
+            instance.become(InstanceState.STARTING)
+        elif instance.ever_ready or instance.state is not InstanceState.FAILED:
+            # Its time as failed goes on over all that it is tried again.
             instance.ever_ready = False
-            instance.state = InstanceState.FAILED
+            instance.become(InstanceState.FAILED)
         how = (
             "could not be started"
             if code is None
