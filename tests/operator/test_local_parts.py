@@ -79,6 +79,7 @@ class Known:
     since: float = 90.0
     ever_ready: bool = True
     batch_tokens: int = 512
+    unplaced: bool = False
 
 
 def seen_by_router(state: str) -> FleetSnapshot:
