@@ -14,6 +14,8 @@ COMPILED = .venv-compiled
 PLACE = 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PACKAGES = cli crds profiles engine router operator simulator bench
 SOURCES = $(shell find $(PACKAGES) -type f ! -name '*.pyc') pyproject.toml hatch_build.py requirements-build.lock
+# mypyc refuses some code that mypy accepts. It is asked again when a file has changed that may be compiled.
+TRANSLATED = .mypy_cache/translated
 COMPILED_TESTS = $(addprefix tests/,builds router/core engine perf sim)
 WHEEL = MULTISLO_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
@@ -54,7 +56,11 @@ $(COMPILED)/.ready: $(RUN) $(SOURCES)
 test-compiled: $(DEV) $(COMPILED)/.ready  ## what decides and simulates, on the compiled build; and that both builds decide the same
 	MULTISLO_BUILD=compiled PYTHONHASHSEED=0 $(COMPILED)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(COMPILED_TESTS)
 
-check: $(DEV)  ## style, types, arrows between the rooms, generated files
+$(TRANSLATED): $(DEV) pyproject.toml hatch_build.py $(shell find profiles engine router/multislo_router simulator -name '*.py')
+	$(BIN)/python hatch_build.py check
+	mkdir -p $(@D) && touch $@
+
+check: $(DEV) $(TRANSLATED)  ## style, types, arrows between the rooms, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,5 +1,5 @@
 """The build hook of the wheel: with MULTISLO_COMPILE=1 it compiles the modules that pyproject.toml lists, and puts the results beside
-their sources in the wheel. Called by hatchling; run as a program it is the compiler's own process."""
+their sources in the wheel. Called by hatchling; as a program, by itself and by `make check`."""
 
 import contextlib
 import hashlib
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,36 @@ def sources(root: Path, patterns: list[str], interpreted: list[str]) -> list[str
     return sorted(name for name in found if not name.endswith("__init__.py"))
 
 
-def compiled_into(folder: Path, root: Path, roots: list[str], files: list[str]) -> Path:
+def compiled_into(folder: Path, root: Path) -> Path:
     """Compile in a process of its own; returns the folder that holds the libraries. Raises RuntimeError with the compiler's words."""
-    command = [sys.executable, __file__, str(folder), *files]
-    environment = {**os.environ, "MYPYPATH": os.pathsep.join(roots)}
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, __file__, "compile", str(folder)]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         raise RuntimeError(f"compiling failed:\n{(run.stdout + run.stderr)[-3000:]}")
     return folder / "lib"
 
 
-def compile_here(folder: Path, files: list[str]) -> None:
-    """mypyc translates the files to C, the C compiler makes libraries of it."""
+def translated(folder: Path) -> list[Any]:
+    """The C code of the listed modules, in the folder, as extensions for setuptools. Exits with mypyc's words where it refuses one."""
     from mypyc.build import mypycify
+
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    listed = wheel["hooks"]["custom"]
+    files = sources(Path(), listed["compiled"], listed["interpreted"])
+    os.environ["MYPYPATH"] = os.pathsep.join(str(Path(package).parent) for package in wheel["packages"])
+    flags = [*FLAGS, f"--cache-dir={folder / 'mypy'}"]
+    extensions: list[Any] = mypycify(
+        [*flags, *files], debug_level="0", group_name=LIBRARY, target_dir=str(folder / "c")
+    )
+    return extensions
+
+
+def compile_here(folder: Path) -> None:
+    """Translate, then compile, or take what was compiled of the same C code before."""
     from setuptools import Distribution
 
-    flags = [*FLAGS, f"--cache-dir={folder / 'mypy'}"]
-    extensions = mypycify([*flags, *files], debug_level="0", group_name=LIBRARY, target_dir=str(folder / "c"))
+    extensions = translated(folder)
     library, cache = folder / "lib", os.environ.get(CACHE_VARIABLE)
     kept = Path(cache).expanduser() / digest_of(folder / "c") if cache else None
     if kept is not None and kept.exists():
@@ -114,12 +128,9 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
         wish = wished(os.environ.get(VARIABLE, ""))
         if wish == "no" or version == "editable":  # Compiled files beside the sources would hide every edit.
             return
-        root = Path(self.root)
-        roots = [str(Path(package).parent) for package in self.build_config.target_config["packages"]]
-        files = sources(root, self.config["compiled"], self.config["interpreted"])
         self._folder = tempfile.mkdtemp(prefix="multislo-compile-")
         try:
-            library = compiled_into(Path(self._folder), root, roots, files)
+            library = compiled_into(Path(self._folder), Path(self.root))
         except RuntimeError as error:
             shutil.rmtree(self._folder)
             if wish == "yes":
@@ -136,5 +147,14 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def main() -> None:
+    """`compile FOLDER` is the hook's own process. `check` only translates: what mypyc refuses, `make check` tells."""
+    if sys.argv[1] == "compile":
+        compile_here(Path(sys.argv[2]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            translated(Path(folder))
+
+
 if __name__ == "__main__":
-    compile_here(Path(sys.argv[1]), sys.argv[2:])
+    main()

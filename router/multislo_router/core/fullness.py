@@ -26,7 +26,7 @@ class Fullness:
 
     def said(self, requests: int, now: float, retry_after_s: float | None) -> None:
         """It refused one more than these."""
-        self._requests = requests
+        self._requests = float(requests)
         self._said_at = now
         self._until = now + min(HELD_S if retry_after_s is None else retry_after_s, HELD_MAX_S)
 
