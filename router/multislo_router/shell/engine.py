@@ -4,7 +4,7 @@ gateway, used by exchanges."""
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from multislo_api.fleet import InstanceEntry
 from multislo_router.shell.internal_errors import InternalErrors, Seam
@@ -15,6 +15,8 @@ from multislo_router.shell.settings import ShellSettings
 if TYPE_CHECKING:
     from multislo_router.shell.exchange import Exchange
 
+JOINED_MAX_BYTES: Final = 64 * 1024
+"""A request up to this size is written in one piece."""
 SWITCHING_PROTOCOLS = 101
 """Nobody asked for another protocol."""
 NO_ANSWER = 0
@@ -165,7 +167,12 @@ class EngineConnection(asyncio.Protocol):
         self.exchange = exchange
         exchange.connection = self
         if not self.transport.is_closing():
-            self.transport.write(exchange.wire())
+            head, body = exchange.wire()
+            if len(body) > JOINED_MAX_BYTES:
+                self.transport.write(head)
+                self.transport.write(body)
+            else:
+                self.transport.write(head + body)
         elif self._lost:
             self._lose("closed by the engine")
         # Otherwise the transport is about to say that it is lost.

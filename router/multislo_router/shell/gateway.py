@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -99,6 +100,8 @@ class Gateway:
         self._estimates = {True: LengthEstimate(), False: LengthEstimate()}
         """For chats and for plain prompts."""
         self._tokenizer = None if settings.tokenizer is None else TokenizerCount(settings.tokenizer)
+        self._threads = ThreadPoolExecutor(settings.tokenize_threads, "tokenizer")
+        """None of them starts before there is something to count."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._emptied = asyncio.Event()
@@ -146,6 +149,7 @@ class Gateway:
         for timer in (self._sweep_timer, self._wake_timer):
             if timer is not None:
                 timer.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         await self.fleet.close()
 
     # -- the core ------------------------------------------------------------------------------------------------------
@@ -313,7 +317,7 @@ class Gateway:
         chat = head.target.route is Route.CHAT
         if scan.prompt_tokens is not None:
             self._arrive(exchange, scan, slo, scan.prompt_tokens)
-        elif self._tokenizer is None:
+        elif self._tokenizer is None or scan.text_bytes > self.settings.tokenize_max_bytes:
             tokens = self._estimates[chat].tokens(scan.text_bytes) + scan.image_tokens
             self._arrive(exchange, scan, slo, tokens)
         elif len(scan.prompt) <= self.settings.tokenize_inline_max_bytes:
@@ -335,7 +339,7 @@ class Gateway:
                 self.errors.failed(Seam.TOKENIZER, error, exchange, exchange.name)
 
         assert self._loop is not None
-        exchange.awaits = self._loop.run_in_executor(None, lambda: tokenizer.tokens(scan.prompt, chat=chat))
+        exchange.awaits = self._loop.run_in_executor(self._threads, lambda: tokenizer.tokens(scan.prompt, chat=chat))
         exchange.awaits.add_done_callback(arrive)
 
     def _arrive(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, prompt_tokens: int) -> None:
@@ -358,8 +362,11 @@ class Gateway:
     def _is_exact(self, route: Route, scan: BodyScan) -> bool:
         """Whether a prompt surely has the tokens that were counted, or more. Of a chat even a tokenizer does not tell: templates leave out
         parts, such as earlier reasoning."""
-        counted = scan.prompt_tokens is not None or (self._tokenizer is not None and route is Route.COMPLETIONS)
-        return counted and not scan.truncates
+        if scan.prompt_tokens is None:
+            short = scan.text_bytes <= self.settings.tokenize_max_bytes
+            if self._tokenizer is None or route is not Route.COMPLETIONS or not short:
+                return False
+        return not scan.truncates
 
     def correct_estimate(self, chat: bool, scan: BodyScan, prompt_tokens: int) -> None:
         if scan.prompt_tokens is None:

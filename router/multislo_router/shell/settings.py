@@ -84,3 +84,7 @@ class ShellSettings:
     """A minute a token, likewise."""
     tokenize_inline_max_bytes: int = 4096
     """A longer prompt is tokenized in a thread (1 MB takes about 0.3 s); up to this size that would cost more than it saves."""
+    tokenize_max_bytes: int = 4 * 1024 * 1024
+    """A longer text is estimated: counting it takes a hundred times its bytes, and no model of today takes a million tokens and more."""
+    tokenize_threads: int = 2
+    """Prompts counted at the same time: a router has one core, and each takes the memory that is said above."""
