@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from multislo_api.number import Number
 from multislo_bench.tables import wide
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -81,7 +82,7 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
 
 
 @bench.command(epilog="Example: multislo bench proxy --seconds 5 --rounds 3 --json")
-@click.option("--seconds", type=click.FloatRange(1, 120), default=5.0, show_default=True, help="Duration of one run.")
+@click.option("--seconds", type=Number(1, 120), default=5.0, show_default=True, help="Duration of one run.")
 @click.option(
     "--rounds",
     type=click.IntRange(1, 50),
@@ -153,15 +154,13 @@ def _print_proxy(document: dict[str, Any]) -> None:
 
 
 @bench.command(epilog="Example: multislo bench chaos --seconds 60 --engines 6 --json")
-@click.option(
-    "--seconds", type=click.FloatRange(2, 3600), default=60.0, show_default=True, help="Duration of load and kills."
-)
+@click.option("--seconds", type=Number(2, 3600), default=60.0, show_default=True, help="Duration of load and kills.")
 @click.option(
     "--engines", type=click.IntRange(3, 200), default=6, show_default=True, help="Number of engines, in three tiers."
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0.0, 10_000.0, min_open=True),
+    type=Number(0.0, 10_000.0, min_open=True),
     default=20.0,
     show_default=True,
     help="Requests a second.",

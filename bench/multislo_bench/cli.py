@@ -15,6 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from multislo_api.number import Number
 from multislo_bench import options
 from multislo_bench.bench_cli import bench
 from multislo_bench.fleet_watch import FleetWatch
@@ -50,8 +51,8 @@ class _Floats(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
-POSITIVE = click.FloatRange(min=0.0, min_open=True, max=1e9)
-NOT_NEGATIVE = click.FloatRange(min=0.0, max=1e9)
+POSITIVE = Number(min=0.0, min_open=True, max=1e9)
+NOT_NEGATIVE = Number(min=0.0, max=1e9)
 
 
 @click.command(
@@ -123,7 +124,7 @@ NOT_NEGATIVE = click.FloatRange(min=0.0, max=1e9)
     is_flag=True,
     help="Count an answer that is shorter than requested as complete, for servers without ignore_eos.",
 )
-@click.option("--require", type=click.FloatRange(0.0, 1.0), help="Exit with 1 if a tier attains less than this share.")
+@click.option("--require", type=Number(0.0, 1.0), help="Exit with 1 if a tier attains less than this share.")
 @click.option(
     "--json",
     "json_file",
@@ -280,7 +281,7 @@ def run_with_progress(
 @click.option(
     "--duration",
     "duration_s",
-    type=click.FloatRange(20, 3600),
+    type=Number(20, 3600),
     default=100.0,
     show_default=True,
     help="Seconds of arrivals in each of the two runs.",

@@ -148,7 +148,7 @@ class InstanceView(Document):
     decodes: int
     kv_tokens: int = Field(description="Believed.")
     kv_tokens_reported: int | None = Field(description="As the engine last said.")
-    kv_tokens_max: int
+    kv_tokens_max: int = Field(ge=1)
     iteration_predicted_s: float
     calibration: float = Field(description="Measured over predicted iteration time; 1 where the profile is right.")
     empty_s: float = Field(description="How long it has held no request; 0 while it holds one.")

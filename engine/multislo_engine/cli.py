@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from multislo_api.number import Number
 from multislo_api.tolerant import VARIABLE, warning
 from multislo_engine.emulator.config import BLOCK_TOKENS, EmulatorConfig
 from multislo_engine.planners import PLANNERS
@@ -52,17 +53,15 @@ def _adapters(_context: click.Context, _option: click.Parameter, given: tuple[st
     type=click.IntRange(1),
     help="Most waiting requests; further ones get 503.  [default: no limit]",
 )
+@click.option("--slow-down", type=Number(0, min_open=True), default=1.0, help="Factor on the profile's times.")
 @click.option(
-    "--slow-down", type=click.FloatRange(0, min_open=True), default=1.0, help="Factor on the profile's times."
-)
-@click.option(
-    "--jitter", type=click.FloatRange(0, 2), default=0.0, help="Random variation of iteration times (sigma of the log)."
+    "--jitter", type=Number(0, 2), default=0.0, help="Random variation of iteration times (sigma of the log)."
 )
 @click.option("--seed", type=int, default=0, help="Seed of jitter and of output lengths that clients do not set.")
-@click.option("--startup", type=click.FloatRange(0), default=0.0, help="Seconds until it listens.")
+@click.option("--startup", type=Number(0), default=0.0, help="Seconds until it listens.")
 @click.option(
     "--shutdown-timeout",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     help="Seconds that running requests may take after SIGTERM; 0 aborts them.",
 )

@@ -17,6 +17,7 @@ from rich.live import Live
 from multislo_api.cli import WrongManifest, manifest_at
 from multislo_api.fleet import FleetSnapshot
 from multislo_api.manifest import MultiSLOServing, ProfileConfigMap, ProfileFile
+from multislo_api.number import Number
 from multislo_operator.admin_client import AdminClient, RouterUnreachable
 from multislo_operator.local.engines import NotHere, check_startable
 from multislo_operator.local.ports import ROUTER_PORTS, Ports, refusal
@@ -210,7 +211,7 @@ def _tell(manifest: MultiSLOServing, profile: Profile, settings: UpSettings, hos
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=1.0,
     show_default=True,
     help="Seconds between updates.",

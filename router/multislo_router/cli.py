@@ -17,6 +17,7 @@ from aiohttp import web
 
 from multislo_api.cli import WrongManifest, manifest_at
 from multislo_api.fleet import TOKEN_VARIABLE
+from multislo_api.number import Number
 from multislo_api.tolerant import VARIABLE, warning
 from multislo_perf.profile import ProfileInvalid, load_profile
 from multislo_router.core.config import CoreConfig
@@ -78,7 +79,7 @@ class Listeners:
 )
 @click.option("--profile", "profile_name", help="Latency profile (shipped name or path). Default: the manifest's.")
 @click.option(
-    "--drain-timeout", "drain_timeout_s", type=click.FloatRange(min=0), default=DRAIN_TIMEOUT_S, show_default=True,
+    "--drain-timeout", "drain_timeout_s", type=Number(min=0), default=DRAIN_TIMEOUT_S, show_default=True,
     help="Seconds that running answers have after the router is told to stop.",
 )  # fmt: skip
 @click.option(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 from rich.console import Console
 
+from multislo_api.number import Number
 from multislo_router.build import build
 from multislo_router.core.events import Scheduler
 from multislo_sim.experiments import EXPERIMENTS
@@ -21,13 +22,13 @@ SETTLING_S = 20.0
 
 @click.group(cls=ByManifest, invoke_without_command=True)
 @workload_options
-@click.option("--rate", "rates", type=click.FloatRange(min=0.0, min_open=True), multiple=True)
+@click.option("--rate", "rates", type=Number(min=0.0, min_open=True), multiple=True)
 @click.option("--instances", type=click.IntRange(min=INSTANCES_MIN), default=4, show_default=True)
 @click.option("--policy", "policies", type=click.Choice(POLICIES), multiple=True, default=POLICIES)
 @click.option("--scheduler", type=click.Choice([s.value for s in Scheduler]), default="fcfs", show_default=True)
 @click.option("--batch-tokens", type=click.IntRange(min=16), help="Token budget of all instances. Default: by tier.")
-@click.option("--duration", type=click.FloatRange(min=1.0), default=100.0, show_default=True, help="Seconds.")
-@click.option("--warmup", type=click.FloatRange(min=0.0), default=30.0, show_default=True, help="Seconds not counted.")
+@click.option("--duration", type=Number(min=1.0), default=100.0, show_default=True, help="Seconds.")
+@click.option("--warmup", type=Number(min=0.0), default=30.0, show_default=True, help="Seconds not counted.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_context

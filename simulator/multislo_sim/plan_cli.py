@@ -12,6 +12,7 @@ from rich.table import Table
 
 from multislo_api.cli import manifest_at
 from multislo_api.duration import format_duration
+from multislo_api.number import Number
 from multislo_perf.profile import ProfileInvalid
 from multislo_sim.experiments.asked import SHAPED_REQUESTS
 from multislo_sim.experiments.show import told
@@ -27,7 +28,7 @@ from multislo_sim.workloads.shapes import SHAPES, shape_named, shaped_lengths
 from multislo_sim.workloads.traces import TraceInvalid
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-RATE = click.FloatRange(min=0.01, max=RATE_MAX)
+RATE = Number(min=0.01, max=RATE_MAX)
 Report = Mapping[str, Any]
 
 
@@ -46,7 +47,7 @@ Report = Mapping[str, Any]
 )
 @click.option(
     "--attainment",
-    type=click.FloatRange(0.5, 1.0),
+    type=Number(0.5, 1.0),
     help="Goal: share of each tier's requests in time. Default: the manifest's.",
 )
 @trace_options("its lengths (and tiers, if it names them) are used")

@@ -30,6 +30,10 @@ LATE_OFFERED_MAX: Final = 4
 TOLERANCE: Final = 0.1
 """At its last call a request is placed if it is predicted to be late by no more than this share of its TTFT: predictions err."""
 
+SLO_MAX_S: Final = 1e6
+TPOT_MIN_S: Final = 1e-6
+"""Beyond these no deadline means anything, and a division by a TPOT is no number. The shell takes far less."""
+
 NOTHING: Final[tuple[d.Decision, ...]] = ()
 
 
@@ -108,12 +112,19 @@ class RouterCore:
             raise ValueError(f"request {event.request} arrived twice")
         now = event.now
         tier = self._bin_by_tpot(event)
+        ttft_s = tier.ttft_s if event.ttft_s is None else event.ttft_s
+        tpot_s = tier.tpot_s if event.tpot_s is None else event.tpot_s
+        if not (0.0 <= ttft_s <= SLO_MAX_S and TPOT_MIN_S <= tpot_s <= SLO_MAX_S):
+            raise ValueError(
+                f"request {event.request}: ttft_s {ttft_s!r} must be from 0 to {SLO_MAX_S:g}, "
+                f"tpot_s {tpot_s!r} from {TPOT_MIN_S:g} to {SLO_MAX_S:g}"
+            )
         request = Request(
             event.request,
             tier,
             now,
-            tier.ttft_s if event.ttft_s is None else event.ttft_s,
-            tier.tpot_s if event.tpot_s is None else event.tpot_s,
+            ttft_s,
+            tpot_s,
             max(1, event.prompt_tokens),
             event.output_tokens_max,
             event.streaming,
@@ -159,7 +170,7 @@ class RouterCore:
 
     def _tokens_received(self, event: e.TokensReceived) -> Sequence[d.Decision]:
         instance = self.places.get(event.request)
-        if instance is None:
+        if instance is None or event.tokens < 1:
             return NOTHING
         request = self.requests[event.request]
         now = event.now
@@ -179,11 +190,13 @@ class RouterCore:
         return self._offer(instance, event.now) if instance is not None and self.pending.count else NOTHING
 
     def _prompt_measured(self, event: e.PromptMeasured) -> Sequence[d.Decision]:
+        # An engine's word is not checked by anybody else, and nothing that does not fit into its memory has been in it.
+        prompt_tokens = min(max(1, event.prompt_tokens), self.config.engine.kv_tokens_max)
         instance = self.places.get(event.request)
         if instance is not None:
-            instance.bookings.measured(self.requests[event.request], event.prompt_tokens)
+            instance.bookings.measured(self.requests[event.request], prompt_tokens)
         elif event.request in self.requests:
-            self.requests[event.request].prompt_tokens = event.prompt_tokens
+            self.requests[event.request].prompt_tokens = prompt_tokens
         return NOTHING
 
     def _send_failed(self, event: e.SendFailed) -> Sequence[d.Decision]:

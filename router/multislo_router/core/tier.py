@@ -56,8 +56,8 @@ class Tier:
         return expected if output_tokens_max is None or output_tokens_max > expected else output_tokens_max
 
     def saw_output(self, tokens: int) -> None:
-        """A request has completed with so many tokens."""
-        self.output_tokens_mean += MEAN_WEIGHT * (tokens - self.output_tokens_mean)
+        """A request has completed with so many tokens, as its engine says. More than fit into its memory are none."""
+        self.output_tokens_mean += MEAN_WEIGHT * (min(tokens, self._kv_tokens_max) - self.output_tokens_mean)
 
     def saw_prompt(self, prefill_s: float) -> float:
         """Count a prompt's prefill time, and return the share of its slack that it must leave unused.

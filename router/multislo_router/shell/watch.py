@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 METRICS_MAX_BYTES = 8 * 1024 * 1024
 """vLLM's are 100 KB; anything endless is not read to its end."""
+SAMPLE_MAX = 1e9
+"""No engine has so many requests. A larger sample, or an infinite one, says nothing."""
 _NAMES = (b"vllm:num_requests_running", b"vllm:num_requests_waiting", b"vllm:kv_cache_usage_perc")
 _SAMPLES = tuple(re.compile(rb"^" + name + rb"(?:\{[^\n]*\})? ([0-9.eE+-]+)", re.MULTILINE) for name in _NAMES)
 
@@ -89,7 +91,7 @@ def read_metrics(text: bytes) -> tuple[float, float, float] | None:
             found = [float(value) for value in sample.findall(text)]
         except ValueError:
             return None
-        if not found or not all(value >= 0.0 for value in found):
+        if not found or not all(0.0 <= value <= SAMPLE_MAX for value in found):
             return None
         sums.append(sum(found) if len(sums) < 2 else sum(found) / len(found))
     return sums[0], sums[1], sums[2]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from multislo_api.number import Number
 from multislo_perf.profile import Profile
 from multislo_sim.ablated import expecting, place_of
 from multislo_sim.bound import bound
@@ -50,7 +51,7 @@ WRONGS: dict[str, Wrong] = {
 @experiment([contender.name for contender in CONTENDERS], POLICIES)
 @click.option(
     "--load",
-    type=click.FloatRange(0.05, 1.0),
+    type=Number(0.05, 1.0),
     default=0.85,
     show_default=True,
     help="Rate as a share of the fluid bound at 90 %.",

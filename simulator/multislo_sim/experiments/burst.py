@@ -9,6 +9,7 @@ import click
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from multislo_api.number import Number
 from multislo_perf.profile import Profile
 from multislo_sim.bound import bound
 from multislo_sim.contenders import CONTENDERS, contender_named
@@ -31,14 +32,14 @@ RECOVERED = 0.01
 @experiment([contender.name for contender in CONTENDERS], POLICIES)
 @click.option(
     "--load",
-    type=click.FloatRange(0.1, 1.0),
+    type=Number(0.1, 1.0),
     default=0.75,
     show_default=True,
     help="Usual rate as a share of the fluid bound of the usual mix at 90 %.",
 )
 @click.option(
     "--factor",
-    type=click.FloatRange(0.5, 4.0),
+    type=Number(0.5, 4.0),
     default=1.2,
     show_default=True,
     help="Rate of the burst relative to the usual one.",

@@ -7,6 +7,7 @@ import click
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from multislo_api.number import Number
 from multislo_sim.bound import bound
 from multislo_sim.experiments.asked import Asked, experiment
 from multislo_sim.experiments.show import COLOURS, run_each, show, table_of
@@ -22,9 +23,7 @@ OURS, OURS_STOCK = "multislo", "multislo_stock"
 
 @click.command()
 @experiment([scaled.name for scaled in SCALED], USUALLY, instances=8)
-@click.option(
-    "--hours", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Length of the compressed day."
-)
+@click.option("--hours", type=Number(min=0.5), default=2.0, show_default=True, help="Length of the compressed day.")
 def day(asked: Asked, hours: float) -> None:
     """Find the instance-hours of a day by scaling law, each with its leanest setting that has 95 % or 98 % of the requests in time. The day
     has three bursts that invert the mix of tiers; start-up takes 60 to 150 s. --instances is the smallest number that could serve noon.

@@ -1,7 +1,7 @@
 """What holds of the core whatever happens to it: random lives of a small fleet, told by bytes, with every invariant checked after
 every event; and the laws of its parts."""
 
-from math import inf, isfinite
+from math import inf, isfinite, nan
 
 import pytest
 from h200_law import LAW
@@ -12,7 +12,7 @@ from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.instance import Instance
-from multislo_router.core.machine import ATTEMPTS_MAX, RouterCore
+from multislo_router.core.machine import ATTEMPTS_MAX, SLO_MAX_S, TPOT_MIN_S, RouterCore
 
 SEQUENCES = 1_700
 """Lives per placement and scheduler; over the six pairs more than 10,000."""
@@ -401,3 +401,39 @@ def test_an_idle_instance_more_never_turns_a_placement_into_a_refusal(placement)
         assert isinstance(made[1], d.Place) or not isinstance(made[0], d.Place), made
 
     idle()
+
+
+NO_NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 5e-324, 1e-300, 1e300, inf, -inf, nan, -1.0]))
+NO_COUNTS = st.one_of(st.integers(), st.sampled_from([0, -1, 10**9, 10**12, 10**400]))
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(list(e.Scheduler)), NO_NUMBERS, NO_NUMBERS, NO_COUNTS, NO_COUNTS, NO_COUNTS, st.booleans())
+def test_figures_that_are_none_are_refused_whole_or_bounded(
+    scheduler: e.Scheduler, ttft_s: float, tpot_s: float, prompt: int, measured: int, tokens: int, streaming: bool
+) -> None:
+    life = Life(config_of(Placement.PACK, scheduler, 63))
+    life.specs["a"] = e.InstanceSpec("a", "tight", e.InstanceState.READY)
+    life.change_fleet()
+    core = life.core
+    arrives = e.RequestArrived(life.now, 0, prompt, ttft_s=ttft_s, tpot_s=tpot_s, streaming=streaming)
+    if 0.0 <= ttft_s <= SLO_MAX_S and TPOT_MIN_S <= tpot_s <= SLO_MAX_S:
+        core.handle(arrives)
+    else:
+        with pytest.raises(ValueError, match="must be from"):
+            core.handle(arrives)
+        assert not core.requests
+    core.handle(e.RequestArrived(life.now, 1, 500, streaming=streaming))
+    for id in (0, 1):
+        core.handle(e.PromptMeasured(life.now, id, measured))
+        core.handle(e.TokensReceived(life.now + 0.1, id, min(tokens, 10**12)))
+        core.check()
+        core.handle(e.RequestEnded(life.now + 0.2, id, e.Outcome.COMPLETED, min(max(tokens, 0), 10**12)))
+    core.check()
+    status = core.status(life.now + 1.0)
+    for tier in status.tiers:
+        assert all(map(isfinite, (tier.arrival_rate, tier.work_rate, tier.work_rate_trend)))
+    for instance in status.instances:
+        assert all(map(isfinite, (instance.load, instance.load_mean, instance.calibration)))
+    made = core.handle(e.RequestArrived(life.now + 1.0, 2, 500))
+    assert isinstance(made[0], d.Place), "an engine that tells nonsense closes no tier"

@@ -105,7 +105,16 @@ def test_metrics_of_several_engines_in_one_server_are_put_together() -> None:
     assert read_metrics(two) == (6.0, 4.0, 0.5)
 
 
-@pytest.mark.parametrize("text", [b"", b"vllm:num_requests_running 1\n", METRICS.replace(b"0.25", b"nan")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"vllm:num_requests_running 1\n",
+        METRICS.replace(b"0.25", b"nan"),
+        METRICS.replace(b"0.25", b"1e999"),
+        METRICS.replace(b"0.25", b"1e300"),
+    ],
+)
 def test_absent_metrics_are_unknown_and_not_zero(text: bytes) -> None:
     assert read_metrics(text) is None
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from multislo_api.number import Number
+
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
@@ -59,7 +61,7 @@ async def _take(url: str, out: Path, dark: bool, width: int, wait_s: float) -> N
     "--width", type=click.IntRange(min=200), default=1280, show_default=True, help="Of the window, in pixels."
 )
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(min=0), default=2.0, show_default=True,
+    "--wait", "wait_s", type=Number(min=0), default=2.0, show_default=True,
     help="Seconds that the page watches first: it draws only what it has seen.",
 )  # fmt: skip
 def main(url: str, out: Path, dark: bool, width: int, wait_s: float) -> None:
