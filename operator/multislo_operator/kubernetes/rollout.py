@@ -97,6 +97,8 @@ def _begin(draft: Draft, rolling: list[Workload], loads: Mapping[str, float], sp
         broken = _broken([pod for pod in _successors(workload) if not pod.gated])
         if broken:
             return broken
+        if workload.refused and workload.outdated and not _successors(workload):
+            return f"pods of the new template of {workload.name} are refused: {workload.refused}"
     if _is_under_way(draft, spare):
         return None
     for workload in rolling:

@@ -48,6 +48,8 @@ class Workload:
     """Pods with its labels that hold a place on a node or are on their way to one: those that its ReplicaSet counts first."""
     ages: Mapping[str, str] = field(default_factory=dict)
     """When the ReplicaSet of each pod-template-hash was made: the Deployment controller takes from the oldest first."""
+    refused: str = ""
+    """Why the API server refuses pods of its present template, in its words; empty: it does not."""
     owed: int = 0
     """By how much the replicas are still to be lowered (`ledger`)."""
 
@@ -143,6 +145,7 @@ def _workload(
         outside=Outside(manager, at) if manager not in (None, names.FIELD_MANAGER) else None,
         pods=pods,
         places=_places(current),
+        refused=_refused(deployment),
         held=sum(pod.alive and not pod.gated for pod in pods),
         ages={
             (own["metadata"].get("labels") or {}).get(names.TEMPLATE_HASH, ""): str(
@@ -165,6 +168,13 @@ def _current(deployment: Object, replica_sets: Mapping[str, Object]) -> Object |
         ):
             return replica_set
     return None
+
+
+def _refused(deployment: Object) -> str:
+    for condition in deployment.get("status", {}).get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message") or condition.get("reason") or "no reason given")
+    return ""
 
 
 def _places(replica_set: Object | None) -> int | None:

@@ -84,6 +84,10 @@ class Cluster:
     finish_s: float = 20.0
     lost: dict[str, float] = field(default_factory=dict)
     """Pods whose node has fallen silent, and when the node controller said so: no kubelet does anything for them."""
+    quota: Callable[[Json], str | None] = lambda pod: None
+    """Why a pod may not be made."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """By ReplicaSet."""
     found: dict[str, float] = field(default_factory=dict)
     """Those whose node is back, and how long it was away."""
     eagerness: float = 0.8
@@ -247,7 +251,10 @@ class Cluster:
         revision = new["metadata"]["annotations"][REVISION]
         generation = deployment["metadata"]["generation"]
 
+        refusal = self.refused.get(new["metadata"]["name"])
+        failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": refusal}
         status = {
+            "conditions": [failure] if refusal else [],
             "observedGeneration": generation,
             "replicas": sum(s["status"].get("replicas", 0) for s in sets),
             "availableReplicas": sum(s["status"].get("availableReplicas", 0) for s in sets),
@@ -424,7 +431,12 @@ class Cluster:
             "ownerReferences": [{"uid": replica_set["metadata"]["uid"], "controller": True}],
         }
         template["status"] = {"phase": "Pending", "conditions": []}
-        self.create(POD, template)
+        refusal = self.quota(template)
+        if refusal is None:
+            self.refused.pop(replica_set["metadata"]["name"], None)
+            self.create(POD, template)
+        else:
+            self.refused[replica_set["metadata"]["name"]] = refusal
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 

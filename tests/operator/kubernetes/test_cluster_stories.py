@@ -215,6 +215,26 @@ def test_while_its_new_template_is_refused_a_fleet_is_scaled_and_its_losses_are_
     assert uids(life).isdisjoint(before)
 
 
+def test_while_pods_of_a_new_template_are_refused_what_the_old_one_loses_is_put_back(life: Life) -> None:
+    """The dry run did not see it: a quota came afterwards, or the operator may not try pods."""
+    before = uids(life)
+    life.cluster.quota = lambda pod: (
+        "exceeded quota" if "test/large" in (pod["metadata"].get("annotations") or {}) else None
+    )
+    life.set_template(**{"test/large": "yes"})
+    life.run(10)
+    assert judged(life, "WorkloadsReady")["reason"] == "RolloutStuck"
+    assert "exceeded quota" in judged(life, "WorkloadsReady")["message"]
+    life.cluster.delete(model.POD, sorted(life.ready("realtime"))[0], "outside")
+    life.run(60)
+    assert len(life.ready("realtime")) == 2
+    assert len(uids(life) & before) == 3
+
+    life.cluster.quota = lambda pod: None
+    life.converge(400)
+    assert uids(life).isdisjoint(before)
+
+
 # -- lost nodes ----------------------------------------------------------------------------------------------------------------
 
 
