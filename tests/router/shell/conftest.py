@@ -185,12 +185,15 @@ class Engine:
     connections: int = 0
     metrics: bytes = b""
     healthy: bool = True
+    says_its_health: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, GET /health gets no answer."""
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self) -> None:
+        self.says_its_health.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -222,6 +225,7 @@ class Engine:
                 body = await read_body(line.reader, headers)
             asked = Asked(head, body)
             if asked.line.startswith("GET /health"):
+                await self.says_its_health.wait()
                 await line.send(sized(b"", "200 OK" if self.healthy else "503 No"))
             elif asked.line.startswith("GET /metrics"):
                 await line.send(sized(self.metrics, kind="text/plain"))

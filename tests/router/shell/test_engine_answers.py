@@ -220,11 +220,16 @@ async def test_an_engines_error_that_is_no_object_but_megabytes_is_relayed_whole
 
 
 async def test_a_client_that_leaves_while_an_engine_is_asked_for_its_health_leaves_nothing(kit: Any) -> None:
-    stage = await kit.stage(answering(kit, "500 Internal Server Error"), health_timeout_s=0.2)
+    async def failing(line: Any, request: Any) -> None:
+        stage.engines[0].says_its_health.clear()
+        await line.send(kit.sized(ERROR, "500 Internal Server Error"))
+
+    stage = await kit.stage(failing)
     client = await stage.client()
     await client.send(kit.post(kit.CHAT))
     await stage.until(lambda: bool(stage.gateway.fleet._asking))
     client.reset()
+    stage.engines[0].says_its_health.set()
     await stage.until(lambda: not stage.in_flight() and not stage.gateway.fleet._asking)
 
     assert stage.outcomes() in ({"client_gone": 1}, {"engine_failed": 1})
