@@ -401,7 +401,15 @@ async def test_a_status_is_kept_and_shown_by_kubectl_and_changes_no_generation(s
                 message="All tiers serve.",
                 last_transition_time="2026-01-01T12:00:00Z",
                 observed_generation=1,
-            )
+            ),
+            Condition(
+                type="ScalingReady",
+                status="False",
+                reason="CapacityShort",
+                message="chat lacks a node.",
+                last_transition_time="2026-01-01T12:00:00Z",
+                observed_generation=1,
+            ),
         ],
         tiers=[
             TierStatus(
@@ -425,9 +433,12 @@ async def test_a_status_is_kept_and_shown_by_kubectl_and_changes_no_generation(s
     stored = scene.get("mslo", "llama")
     assert status_from(stored) == written
     assert stored["metadata"]["generation"] == 1
-    heading, row = scene.kubectl("get", "all,mslo", "--output=wide").strip().splitlines()[-2:]
-    assert heading.split() == ["NAME", "READY", "REASON", "URL", "INSTANCES", "AGE", "MODEL", "ACCELERATORS", "MESSAGE"]
+    heading, row = scene.kubectl("get", "all,mslo").strip().splitlines()[-2:]
+    assert heading.split() == ["NAME", "READY", "REASON", "URL", "INSTANCES", "AGE"]
     assert row.split()[1:5] == ["True", "Serving", written.url, "2/3"]
+    heading, row = scene.kubectl("get", "mslo", "--output=wide").strip().splitlines()
+    assert heading.split()[6:] == ["MODEL", "ACCELERATORS", "MESSAGE", "SCALING"]
+    assert " ".join(row.split()[6:]) == f"{legal['spec']['model']['name']} 3 All tiers serve. chat lacks a node."
 
 
 async def test_a_status_that_breaks_its_schema_is_refused(scene: Scene, legal: Object) -> None:

@@ -14,6 +14,7 @@ from cluster.scene import Scene, condition, wait_for
 from fleet_story import CRD, STARTED_S, Fleet, a_fleet, spec, tier
 from traffic import Flow
 
+SHIPPED = Path(__file__).parents[1] / "profiles" / "multislo_perf" / "shipped" / "llama-3.1-8b-h200-tp1.yaml"
 KIND = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/multisloservings.multislo.dev"
 
 
@@ -48,7 +49,9 @@ def older() -> Any:
     status = schema(made)["status"]["properties"]
     kinds = ["Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady"]
     status["conditions"]["items"]["properties"]["type"] = {"type": "string", "enum": kinds}
-    del status["tiers"]["items"]["properties"]["attainment"]
+    rows = status["tiers"]["items"]
+    rows["required"].remove("starting")
+    del rows["properties"]["starting"], rows["properties"]["attainment"]
     return made
 
 
@@ -117,7 +120,35 @@ async def test_under_an_older_crd_the_rest_of_the_status_is_written_and_the_flee
     told = {c["type"]: c["status"] for c in status["conditions"]}
     assert told == dict.fromkeys(("Ready", "RouterReady", "WorkloadsReady", "ScalingReady", "ProfileReady"), "True")
     assert status["tiers"][0]["ready"] == 2
+    assert "starting" not in status["tiers"][0]
     assert "the status cannot be written" in operator.text()  # Once, with the API server's words.
+
+    await fleet.change({"profile": {"configMap": "nobody-made-it"}})
+    await fleet.becomes("Ready", "False", "ProfileMissing")
+    assert (await fleet.resource())["status"]["tiers"] == status["tiers"]
+    await fleet.change({"profile": spec()["profile"]})
+    await fleet.becomes("Ready", "True")
+
+    await install(fleet, crd())
+    await scaled(fleet, 3)
+    assert (await fleet.resource())["status"]["tiers"][0]["starting"] == 0
+
+
+async def test_operator_routers_and_engines_read_the_profile_of_a_newer_version(fleet: Fleet) -> None:
+    measured = yaml.safe_load(SHIPPED.read_text())
+    measured["later"] = measured["latency"]["later"] = {"a": [1]}
+    made = {"metadata": {"name": "measured"}, "data": {"profile.yaml": yaml.safe_dump(measured, sort_keys=False)}}
+    await fleet.scene.api.create(f"/api/v1/namespaces/{fleet.scene.namespace}/configmaps", made)
+
+    await fleet.ready(spec(profile={"configMap": "measured"}), chat=1, batch=0)
+
+    (note,) = (await fleet.resource())["status"]["notes"]
+    assert "latency.later in ConfigMap measured" in note
+    async with fleet.traffic() as traffic:
+        streams = await traffic.burst("chat", 3)
+        await traffic.all_ended()
+    assert [stream.tokens for stream in streams] == [stream.tokens_wanted for stream in streams]
+    assert not any(life.restarts for life in fleet.lives.values())
 
 
 async def test_a_router_takes_the_list_of_a_newer_operator_and_names_what_it_ignores(fleet: Fleet) -> None:

@@ -36,6 +36,9 @@ Judgement = tuple[bool | None, str, str]
 BLOCKING = (HoldCause.DATA_UNKNOWN, HoldCause.BUDGET_SHORT, HoldCause.TIER_AT_MAX, HoldCause.NOT_COMING_UP)
 """Holds that keep a tier from what its load asks for. The others are only patience."""
 
+OF_THE_MANIFEST = ("url", "tiers", "accelerators")
+"""Parts of a status that stay as they are while the manifest cannot be used."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -81,23 +84,25 @@ def status(picture: Picture) -> dict[str, Any]:
     alive = [pod for pod in picture.engines if pod.alive and not pod.gated]
     ready = sum(pod.state is InstanceState.READY for pod in alive)
     wanted = picture.wanted if isinstance(picture.wanted, Wanted) else None
-    kept = before if wanted is None else None
-    return status_document(
+    document = status_document(
         Status(
             observed_generation=metadata.get("generation", 0),
             url=f"http://{metadata['name']}.{metadata['namespace']}.svc:{wanted.manifest.spec.router.port}"
             if wanted
-            else kept.url
-            if kept
             else None,
             instances=f"{ready}/{len(alive) + sum(workload.to_come for workload in picture.workloads.values())}",
             conditions=conditions,
-            tiers=_rows(picture, before) if wanted else kept.tiers if kept else [],
+            tiers=_rows(picture, before) if wanted else [],
             warm=_warm(picture) if wanted and wanted.manifest.spec.scaling.warm_pool.max > 0 else None,
-            accelerators=_accelerators(picture, wanted) if wanted else kept.accelerators if kept else None,
+            accelerators=_accelerators(picture, wanted) if wanted else None,
             notes=[cut(note) for note in _notes(picture)[:16]],
         )
     )
+    if wanted is None:
+        # As they stand, in whatever version of the CRD.
+        live = picture.resource.get("status") or {}
+        document |= {part: live[part] for part in OF_THE_MANIFEST if part in live}
+    return document
 
 
 def _condition(

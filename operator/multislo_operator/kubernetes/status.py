@@ -34,10 +34,10 @@ class StatusWriter:
             return {}
         before = live.get("status") or {}
         after = with_transitions(before, self._narrowed(wanted, now), at)
-        if before == after or (self._asked == after and self._answered == before):
-            # The second: it was written so already, and the API server keeps it otherwise. Again would not help.
+        stored = as_stored(after, self._asked, self._answered)
+        if before == stored:
             return {}
-        if now - self.wrote_at < FIGURES_S and _without_figures(before) == _without_figures(after):
+        if now - self.wrote_at < FIGURES_S and _without_figures(before) == _without_figures(stored):
             return {}
         return merge_patch(before, after)
 
@@ -86,6 +86,19 @@ def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
         elif key not in before or before[key] != value:
             patch[key] = value
     return patch
+
+
+def as_stored(value: Any, asked: Any, answered: Any) -> Any:
+    """What the API server would store of `value`, by what it stored (`answered`) of the last write (`asked`). Another version of the CRD
+    drops fields that it does not know, and fills in defaults that we do not know."""
+    if isinstance(value, Mapping) and isinstance(asked, Mapping) and isinstance(answered, Mapping):
+        filled_in = {key: answered[key] for key in answered if key not in asked}
+        kept = {key: inner for key, inner in value.items() if key in answered or key not in asked}
+        return filled_in | {key: as_stored(inner, asked.get(key), answered.get(key)) for key, inner in kept.items()}
+    if isinstance(value, list) and isinstance(asked, list) and isinstance(answered, list) and asked and answered:
+        # All items of a list have one schema.
+        return [as_stored(item, asked[0], answered[0]) for item in value]
+    return value
 
 
 def _without_figures(value: Any) -> Any:

@@ -120,7 +120,7 @@ SCALING = (
         "10m",
         "page",
         "Instances of {{ $labels.namespace }}/{{ $labels.fleet }} do not come up.",
-        "They fail or start for too long; none is started in their place, because that one would not come up either.",
+        "They fail or start for too long. They are no capacity; others are tried in their place after waits that double.",
     ),
     Alert(
         "MultisloBudgetShort",

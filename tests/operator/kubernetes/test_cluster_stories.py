@@ -183,6 +183,22 @@ def test_a_field_of_a_newer_crd_is_told_and_changes_nothing_that_runs(life: Life
     assert status["notes"] == [note.message]
 
 
+def test_while_the_manifest_cannot_be_used_the_tiers_stay_told_though_an_older_crd_drops_a_field_of_them(
+    life: Life,
+) -> None:
+    spec = life.spec
+    spec["tiers"][0]["slo"]["tpot"] = "never"
+    assert life.outcome is not None
+    rows = [{k: v for k, v in row.items() if k != "starting"} for row in life.outcome.status["tiers"]]
+    life.resource["status"] = {"tiers": rows}
+    life.edit(spec)
+
+    status = life.look().status
+
+    assert judged(life, "Ready")["reason"] == "ManifestInvalid"
+    assert status["tiers"] == rows
+
+
 # -- what the API server refuses -----------------------------------------------------------------------------------------------
 
 

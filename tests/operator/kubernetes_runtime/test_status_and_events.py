@@ -64,6 +64,42 @@ def test_a_field_that_the_api_server_drops_is_not_written_for_ever() -> None:
     assert writer.patch(answer, wanted, AT, 100.0) == {}
 
 
+def stored(status: dict[str, Any]) -> dict[str, Any]:
+    """As under a CRD that knows no `starting` of a tier, and has a field `later` with a default in status, condition and tier."""
+    kept = {
+        **status,
+        "conditions": [{**condition, "later": 0} for condition in status["conditions"]],
+        "tiers": [{"later": 0} | {k: v for k, v in tier.items() if k != "starting"} for tier in status["tiers"]],
+    }
+    return {"later": {"on": True}, **kept}
+
+
+def test_under_a_crd_that_drops_fields_and_fills_others_in_the_figures_still_wait() -> None:
+    writer, live, writes = StatusWriter(), dict[str, Any](), 0
+    for now in range(60):
+        wanted = status(load=now / 60)
+        wanted["tiers"][0]["starting"] = now % 3
+        at = AT + timedelta(seconds=now)
+        if writer.patch(live, wanted, at, float(now)):
+            writes += 1
+            asked = {
+                **wanted,
+                "conditions": [{**wanted["conditions"][0], "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            }
+            live = {"status": stored(asked)}
+            writer.wrote(wanted, live, at, float(now))
+    assert writes == 60 / FIGURES_S
+
+
+def test_what_an_upgraded_crd_no_longer_drops_is_there_with_the_next_write() -> None:
+    writer, wanted = StatusWriter(), {**status(), "new": "x"}
+    patch = writer.patch({}, wanted, AT, 0.0)
+    writer.wrote(wanted, {"status": {key: value for key, value in patch.items() if key != "new"}}, AT, 0.0)
+    live = {"status": {key: value for key, value in patch.items() if key != "new"}}
+    wanted = {**status(instances=2), "new": "x"}
+    assert writer.patch(live, wanted, AT, 1.0)["new"] == "x"
+
+
 def test_a_merge_patch_says_what_is_gone_and_only_what_differs() -> None:
     before = {"a": 1, "b": {"c": 1, "d": 2}, "e": [1, 2], "f": 0}
     after = {"b": {"c": 1, "d": 3}, "e": [1], "f": 0, "g": {"h": 1}}
