@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from multislo_engine.planners.calibration import Calibration, batch_s
 from multislo_engine.planners.planner import Believing, Planner
-from multislo_engine.planners.view import Decodes, EngineView, Job, Plan
+from multislo_engine.planners.view import Decodes, EngineView, Job, Plan, SharedBlocks
 from multislo_engine.terms import EngineConfig, EngineEnd, EngineRequest, EngineToken, Iteration
 from multislo_perf.latency import LatencyModel
 
@@ -70,7 +70,7 @@ class EngineModel:
 
     @property
     def waiting(self) -> int:
-        return len(self._view.waiting)
+        return sum([1 + len(job.forks) for job in self._view.waiting])
 
     @property
     def kv_tokens(self) -> int:
@@ -96,7 +96,7 @@ class EngineModel:
         if request.id in self._jobs:
             raise ValueError(f"request {request.id}: there is one of this id already")
         limit = self.config.queue_max
-        if limit is not None and len(self._view.waiting) >= limit:
+        if limit is not None and self.waiting + len(request.forks) >= limit:
             return False
         if not self.fits(request.prompt_tokens, request.output_tokens):
             return False
@@ -112,6 +112,7 @@ class EngineModel:
             # The last prompt token is always computed: it yields the first output token.
             context=max(0, min(request.cached_tokens, request.prompt_tokens - 1)),
             prefilled=request.prefilled,
+            forks=request.forks,
         )
         if job.prefilled:
             job.context = job.prompt_tokens - 1
@@ -266,11 +267,55 @@ class EngineModel:
             self._apart.remove(job.id)
         finished = job.produced == job.output_tokens
         made.prefilled.append(EngineToken(job.id, index, at, finished))
+        if job.forks:
+            self._fork(job, at, made)
         if finished:
             made.ended.append(EngineEnd(job.id, job.produced, job.late))
             self._free(job)
             return
         self._decode(job)
+
+    def _fork(self, job: Job, at: float, made: Iteration) -> None:
+        """The other sequences of its prompt have their first token in the same iteration. They share the blocks that the prompt fills; one
+        that finds no block or no seat for the rest waits, as if it had been preempted."""
+        view = self._view
+        whole = view.blocks(job.prompt_tokens)
+        shared = SharedBlocks(job.prompt_tokens // self.config.block_tokens, 1)
+        for id, output_tokens in job.forks:
+            fork = Job(
+                id=id,
+                prompt_tokens=job.prompt_tokens,
+                output_tokens=output_tokens,
+                priority=job.priority,
+                arrived_s=job.arrived_s,
+                sequence=self._sequence,
+                ttft_due_s=job.ttft_due_s,
+                tpot_s=job.tpot_s,
+                context=job.context,
+                produced=job.produced,
+                late=job.late,
+            )
+            self._sequence += 1
+            self._jobs[id] = fork
+            self.output_tokens += 1
+            finished = fork.produced == fork.output_tokens
+            made.prefilled.append(EngineToken(id, fork.produced - 1, at, finished))
+            if finished:
+                made.ended.append(EngineEnd(id, fork.produced, fork.late))
+                del self._jobs[id]
+            elif view.blocks_free < whole - shared.blocks or self.running + 1 >= self.config.seqs_max:
+                fork.context = 0
+                self._apart.append(id)
+                self._wait(fork)
+            else:
+                fork.shared = job.shared = shared
+                shared.jobs += 1
+                fork.blocks = whole
+                view.blocks_free -= whole - shared.blocks
+                fork.admitted = self._admissions
+                self._admissions += 1
+                self._decode(fork)
+        job.forks = ()
 
     def _decode(self, job: Job) -> None:
         view = self._view
@@ -318,11 +363,9 @@ class EngineModel:
 
     def _preempt(self, job: Job) -> None:
         """Takes a running job's KV; it waits again and will prefill its prompt and its output so far."""
-        view = self._view
         self.preemptions += 1
         self._unrun(job)
-        view.blocks_free += job.blocks
-        job.blocks = 0
+        self._give_back(job)
         job.context = 0
         job.admitted = -1
         if (job.produced or job.prefilled) and job.id not in self._apart:
@@ -344,9 +387,19 @@ class EngineModel:
             view.decodes.remove(job)
             view.decode_kv_tokens -= job.tokens
 
-    def _free(self, job: Job) -> None:
+    def _give_back(self, job: Job) -> None:
+        """Its blocks, but for those that others hold as well."""
+        shared = job.shared
+        if shared is not None:
+            shared.jobs -= 1
+            if shared.jobs:
+                job.blocks -= shared.blocks
+            job.shared = None
         self._view.blocks_free += job.blocks
         job.blocks = 0
+
+    def _free(self, job: Job) -> None:
+        self._give_back(job)
         if job.id in self._apart:
             self._apart.remove(job.id)
         del self._jobs[job.id]
@@ -372,8 +425,12 @@ class EngineModel:
         view = self._view
         decodes = view.decodes
         running = [*decodes, *view.prefills]
+        held_twice = {
+            id(job.shared): (job.shared.jobs - 1) * job.shared.blocks for job in running if job.shared is not None
+        }
         blocks = sum(decodes.blocks_of(job) for job in decodes) + sum(job.blocks for job in view.prefills)
         assert 0 <= view.blocks_free <= self._blocks_max, "KV blocks out of range"
+        blocks -= sum(held_twice.values())
         assert blocks == self._blocks_max - view.blocks_free, "KV blocks leaked"
         assert all(job.blocks == 0 and job.admitted < 0 for job in view.waiting), "a waiting job holds KV"
         assert len(running) + len(view.waiting) == len(self._jobs), "a job is lost or counted twice"

@@ -42,6 +42,9 @@ class EngineRequest:
     """Of the prompt, found in the prefix cache; they still take KV blocks of their own."""
     prefilled: bool = False
     """Its prompt was computed elsewhere, all but the last token, and the KV comes with it: it is among the decodes from the start."""
+    forks: tuple[tuple[int, int], ...] = ()
+    """Id and output tokens of further sequences of its prompt (`n`): they part from it at its first token, and share the blocks that the
+    prompt fills."""
 
 
 class EngineToken(NamedTuple):

@@ -57,7 +57,8 @@ def play(asks: list[tuple], shape: tuple[str, int, int, int]) -> tuple[EngineMod
     for id, (gap_s, prompt, output, priority, (ttft_s, tpot_s), abort_s) in enumerate(asks):
         now += gap_s
         prefilled = id % 3 == 2  # one in three comes with the KV of its prompt
-        request = EngineRequest(id, prompt, output, priority, now + ttft_s, tpot_s, prefilled=prefilled)
+        forks = ((1000 + 2 * id, output), (1001 + 2 * id, 1 + output // 2)) if id % 5 == 1 and not prefilled else ()
+        request = EngineRequest(id, prompt, output, priority, now + ttft_s, tpot_s, prefilled=prefilled, forks=forks)
         events.append((now, id, request))
         if abort_s is not None:
             events.append((now + abort_s, id, None))
@@ -91,6 +92,9 @@ def test_whatever_comes_every_request_ends_and_no_memory_is_left_in_use(asks: li
         assert all(later.at > earlier.at for earlier, later in itertools.pairwise(mine))
         if abort_s is None:
             assert len(mine) == output
+            for fork, length in ((1000 + 2 * id, output), (1001 + 2 * id, 1 + output // 2)):
+                assert [token.index for token in got.get(fork, [])] == list(range(length)) or fork not in got
+                assert (fork in got) == (id % 5 == 1 and id % 3 != 2)
     assert model.output_tokens == len(tokens)
 
 
@@ -138,6 +142,28 @@ def test_a_cached_prefix_is_not_prefilled_again() -> None:
     assert run_out(warm)[0].at == pytest.approx(LAW.iteration_s(500, 1500, 0, 0))
     assert run_out(cold)[0].at == pytest.approx(LAW.iteration_s(2000, 0, 0, 0))
     assert warm.prefill_tokens == 500
+
+
+def test_sequences_of_one_prompt_prefill_it_once_and_share_its_memory() -> None:
+    model = engine(kv_tokens=16 * 1000)
+    assert model.submit(0.0, EngineRequest(0, 1600, 40, forks=((1, 40), (2, 40), (3, 10))))
+    assert model.waiting == 0  # admitted: its choices come with its first token
+    first = model.advance(model.next_at() or 0.0)
+    assert [(token.id, token.index) for token in first] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert model.prefill_tokens == 1600
+    assert model.running == 4
+    assert model.kv_tokens == 1600 + 4 * 16  # a block each beyond the hundred that all have
+    run_out(model)
+    assert model.prefill_tokens == 1600
+    assert model.kv_tokens == 0
+
+
+def test_a_sequence_that_finds_no_room_beside_its_prompt_waits_and_prefills_it_again() -> None:
+    model = engine(seqs_max=2)
+    assert model.submit(0.0, EngineRequest(0, 100, 5, forks=((1, 5), (2, 5))))
+    tokens = run_out(model)
+    assert model.prefill_tokens == 201
+    assert sorted(token.id for token in tokens) == [0] * 5 + [1] * 5 + [2] * 5
 
 
 def test_a_request_that_comes_with_the_kv_of_its_prompt_decodes_from_the_next_iteration_on() -> None:

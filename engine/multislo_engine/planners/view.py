@@ -17,6 +17,15 @@ TPOT_DEFAULT_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
+class SharedBlocks:
+    """The KV blocks that a prompt fills, where several sequences have it."""
+
+    blocks: int
+    jobs: int
+    """How many hold them."""
+
+
+@dataclass(slots=True, eq=False)
 class Job:
     """A request inside an engine. Token i (from 0) is due at `ttft_due_s + i * tpot_s` on the engine's clock."""
 
@@ -42,6 +51,10 @@ class Job:
     """Number in order of admission; -1 while it waits."""
     blocks: int = 0
     """KV blocks that it holds. Counted like `produced`."""
+    forks: tuple[tuple[int, int], ...] = ()
+    """Id and output tokens of the sequences that part from it at its first token."""
+    shared: SharedBlocks | None = None
+    """Those of its blocks that others hold, too."""
     slot: int = -1
     """Its place in `Decodes`; -1 while it does not decode."""
     aborted: bool = False

@@ -6,6 +6,7 @@ from math import ceil
 from typing import Final
 
 from multislo_router.core import decisions as d
+from multislo_router.core import sequences
 from multislo_router.core.config import CoreConfig, Overload
 from multislo_router.core.counts import TierCounts
 from multislo_router.core.events import COMPLETED, PRIORITY, Outcome
@@ -53,13 +54,13 @@ class Admissions:
         instance = found.instance
         if request.lost:
             kind = d.BEST_EFFORT if request.tier.config.overload is Overload.BEST_EFFORT else d.LATE
-        instance.admit(request, now)
-        self._fleet.refreshed(instance)
-        self.places[request.id] = instance
         request.attempts += 1
         request.placed_at = now
         request.ttft_predicted_at = found.first_token_at
         request.iteration_predicted_s = found.iteration_s
+        sequences.admit(request, instance, now)
+        self._fleet.refreshed(instance)
+        self.places[request.id] = instance
         counts = self.counts_of(request)
         counts.in_flight += 1
         counts.placements[kind] += 1
@@ -117,7 +118,8 @@ class Admissions:
     def take_back(self, request: Request, now: float) -> Instance:
         """It leaves the instance that it was placed on; also when it is over."""
         instance = self.places.pop(request.id)
-        instance.release(request, now)
+        sequences.release(request, instance, now)
+        request.stage = OVER
         self.counts_of(request).in_flight -= 1
         if now - instance.refreshed_at > SETTLED_S or not instance.bookings.requests:
             instance.refresh(now)
@@ -129,6 +131,9 @@ class Admissions:
         request.stage = HELD
         request.tokens = request.tokens_met = 0
         request.lost = False  # whether it is, its next placement tells
+        if request.parts:
+            prompts = tuple([part.prompt_tokens for part in request.parts])
+            sequences.split(request, prompts, len(request.members) // len(request.parts), self._config.latency)
         if request.prefilled:
             request.prefilled = False  # its KV was lost with the engine
             request.measure_prefill(self._config.latency)
@@ -142,12 +147,14 @@ class Admissions:
             request.stage = OVER
         else:
             instance = self.take_back(request, now)
-            if not request.streaming:
+            if request.parts:
+                sequences.sum_up(request, tokens, now)
+            elif not request.streaming:
                 request.tokens = request.tokens_met = 0
                 request.tokens_met = request.in_time(tokens, now)
                 request.tokens = tokens
         if request.tokens and outcome is COMPLETED:
-            request.tier.saw_output(request.tokens)
+            request.tier.saw_output(max(1, request.tokens // request.sequences))
         self.counts_of(request).ended(request, outcome, now)
         return instance
 
@@ -163,7 +170,7 @@ class Admissions:
         for request in self.requests.values():
             instance = self.places.get(request.id)
             if instance is not None:
-                here.setdefault(instance, []).append(request)
+                here.setdefault(instance, []).extend(sequences.on_books(request))
                 self.counts_of(request).in_flight += 1
             else:
                 request.stage = HELD

@@ -99,11 +99,11 @@ class Bookings:
     def admit(self, request: Request, now: float) -> None:
         """Book a request that is sent there now; it is a prefill until `began_to_decode`."""
         request.stage = PREFILL
-        request.kv_reserved = request.prompt_tokens + request.output_tokens_expected
+        request.kv_reserved = request.kv_tokens_expected()
         self.kv_reserved += request.kv_reserved
-        self.requests += 1
+        self.requests += request.sequences
         self.prefills += 1
-        self.tier_counts[request.tier.index] += 1
+        self.tier_counts[request.tier.index] += request.sequences
         self.empty_since = None
         if not request.lost:
             self._count_tpot(request.tpot_s)
@@ -111,8 +111,26 @@ class Bookings:
             self.prefill_share.sent(request, now)
 
     def began_to_decode(self, request: Request) -> None:
-        request.stage = DECODE
         self.prefills -= 1
+        self._decodes(request)
+        if request.shares:
+            self._part(request)
+
+    def _part(self, request: Request) -> None:
+        """Its prompt is through: its other choices decode by themselves from here on."""
+        for share in request.shares:
+            share.lost = request.lost
+            share.first_token_at = request.first_token_at
+            share.kv_reserved = share.output_tokens_expected
+            request.kv_reserved -= share.kv_reserved
+            if not share.lost:
+                self._count_tpot(share.tpot_s)
+            self._decodes(share)
+        request.shares = []
+        request.sequences = 1
+
+    def _decodes(self, request: Request) -> None:
+        request.stage = DECODE
         self.decodes[request.id] = request
         self.kv_decode_tokens += request.prompt_tokens + request.tokens
         if not request.lost:
@@ -152,8 +170,8 @@ class Bookings:
         if not request.lost:
             self._uncount_tpot(request.tpot_s)
         self.kv_reserved -= request.kv_reserved
-        self.requests -= 1
-        self.tier_counts[request.tier.index] -= 1
+        self.requests -= request.sequences
+        self.tier_counts[request.tier.index] -= request.sequences
         request.stage = OVER
         if not self.requests:
             self.empty_since = now

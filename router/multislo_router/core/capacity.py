@@ -27,10 +27,10 @@ LATE_TPOT_S: Final = 1.0
 def fits(instance: Instance, request: Request) -> bool:
     """Whether KV memory and the number of sequences allow the request, now."""
     limits, bookings = instance.limits, instance.bookings
-    if bookings.requests >= limits.seqs_max:
+    if bookings.requests + request.sequences > limits.seqs_max and bookings.requests:
         return False
     held = bookings.kv_reserved + bookings.kv_foreign
-    if held + request.prompt_tokens + request.output_tokens_expected <= limits.kv_tokens_max * KV_SHARE:
+    if held + request.kv_tokens_expected() <= limits.kv_tokens_max * KV_SHARE:
         return True
     return bookings.requests == 0 and bookings.kv_foreign == 0
 
@@ -84,7 +84,7 @@ def demand_with(instance: Instance, request: Request) -> float:
     own_tpot_s = LATE_TPOT_S if request.lost else request.tpot_s
     tightest_s = min(bookings.tpot_tightest_s, own_tpot_s)
     share = (latency.fixed_s + latency.gemm_s) / tightest_s
-    share += (each_s + latency.per_kv_token_s * request.prompt_tokens) / own_tpot_s
+    share += (request.sequences * each_s + latency.per_kv_token_s * request.context_tokens()) / own_tpot_s
     if bookings.decodes:
         each_s += latency.per_kv_token_s * bookings.kv_decode_tokens / len(bookings.decodes)
     for index in range(len(bookings.tpots)):

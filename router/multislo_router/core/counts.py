@@ -110,8 +110,9 @@ class TierCounts:
         ttft = tpot = None
         if request.tokens and request.streaming:
             ttft = request.first_token_at - request.arrived
-            if request.tokens > 1:
-                tpot = (request.last_token_at - request.first_token_at) / (request.tokens - 1)
+            gaps_s, gaps = request.token_gaps()
+            if gaps > 0:
+                tpot = gaps_s / gaps
                 self.tpot.observe(tpot)
                 self.tpot_error.observe(tpot - request.iteration_predicted_s)
         self._recent.append((now, met, ttft, tpot))

@@ -112,6 +112,10 @@ class RequestArrived:
     """False: no token is seen before the last one."""
     prefilled: bool
     """Its prompt was computed elsewhere, all but its last token, and the KV comes with it: it decodes from the start."""
+    prompts: tuple[int, ...]
+    """The length of each, where it has several; `prompt_tokens` are those of all."""
+    choices: int
+    """Answers to each prompt (`n`). Prompts times choices are its sequences, those of the first prompt first."""
 
     def __init__(
         self,
@@ -124,6 +128,8 @@ class RequestArrived:
         tpot_s: float | None = None,
         streaming: bool = True,
         prefilled: bool = False,
+        prompts: tuple[int, ...] = (),
+        choices: int = 1,
     ) -> None:
         self.now = now
         self.request = request
@@ -134,6 +140,8 @@ class RequestArrived:
         self.tpot_s = tpot_s
         self.streaming = streaming
         self.prefilled = prefilled
+        self.prompts = prompts
+        self.choices = choices
 
 
 @dataclass(slots=True)
@@ -152,11 +160,27 @@ class TokensReceived:
     now: float
     request: int
     tokens: int
+    sequence: int
 
-    def __init__(self, now: float, request: int, tokens: int = 1) -> None:
+    def __init__(self, now: float, request: int, tokens: int = 1, sequence: int = 0) -> None:
         self.now = now
         self.request = request
         self.tokens = tokens
+        self.sequence = sequence
+
+
+@dataclass(slots=True, init=False)
+class SequenceEnded:
+    """One of several sequences of a request has its last token; others go on."""
+
+    now: float
+    request: int
+    sequence: int
+
+    def __init__(self, now: float, request: int, sequence: int) -> None:
+        self.now = now
+        self.request = request
+        self.sequence = sequence
 
 
 @dataclass(slots=True, init=False)
@@ -203,6 +227,7 @@ class Tick:
 Event = (
     RequestArrived
     | TokensReceived
+    | SequenceEnded
     | RequestEnded
     | PromptMeasured
     | SendFailed

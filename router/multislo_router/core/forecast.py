@@ -29,8 +29,12 @@ def forecast(queue: EngineQueue, bookings: Bookings, pace: Pace, request: Reques
     """Follow a stock engine from the iteration under way until the request, sent there now, has its second token and every prompt its
     first. This is PolyServe's continuous chunked-prefill prediction, with the engine's own batches as the chunks."""
     row = queue.row.copy()
-    place = queue.place_of(request)
-    row.insert(place, request)
+    first = place = queue.place_of(request)
+    if request.parts:
+        row[first:first] = request.parts
+        place += len(request.parts) - 1  # its last prompt's token is the one that is asked for
+    else:
+        row.insert(place, request)
     joins_at = now + queue.lag_s
     tpots = bookings.tpots
     dues = bookings.due_least.copy()
@@ -39,18 +43,18 @@ def forecast(queue: EngineQueue, bookings: Bookings, pace: Pace, request: Reques
     computed = queue.computed_by(now)
     at = queue.began_at
     head = 0
-    while head < place and computed >= row[head].prompt_tokens:
+    while head < first and computed >= row[head].prompt_tokens:
         # It is through with the iterations that have ended; its token is on its way.
         computed -= row[head].prompt_tokens
-        kv_tokens += row[head].prompt_tokens
-        decodes += 1
+        kv_tokens += row[head].sequences * row[head].prompt_tokens
+        decodes += row[head].sequences
         _owe(dues, row[head])
         head += 1
     first_at = second_at = harm = inf
     most = len(row)
     while True:
         if not decodes:
-            joins = joins_at if head == place else row[head].joins_at
+            joins = joins_at if first <= head <= place else row[head].joins_at
             if joins >= at:
                 at = nextafter(joins, inf)  # idle until it joins
         row_is_through = head == most
@@ -62,7 +66,7 @@ def forecast(queue: EngineQueue, bookings: Bookings, pace: Pace, request: Reques
             ends_at = now  # its tokens have not been seen
         if second_at == inf and first_at < inf:
             second_at = ends_at
-        touched = after > place or (after == place and computed > 0)
+        touched = after > first or (after == first and computed > 0)
         margin = min(dues) - ends_at - HARM_SAFETY * (ends_at - now)
         if touched and margin < harm:
             harm = margin
@@ -71,13 +75,15 @@ def forecast(queue: EngineQueue, bookings: Bookings, pace: Pace, request: Reques
         kv_tokens += decodes
         for index in range(head, after):
             other = row[index]
-            decodes += 1
-            kv_tokens += other.prompt_tokens
+            decodes += other.sequences
+            kv_tokens += other.sequences * other.prompt_tokens
+            own = first <= index <= place
             if index == place:
                 first_at = ends_at
-            elif touched and not other.lost and other.due - ends_at < harm:
+            elif touched and not own and not other.lost and other.due - ends_at < harm:
                 harm = other.due - ends_at
-            _owe(dues, other)
+            if not own or not request.lost:
+                _owe(dues, other)
         if row_is_through:
             return Forecast(first_at, second_at, harm)
         head = after

@@ -113,6 +113,10 @@ class Instance:
         self._leaves_queue(request, now)
         self.bookings.began_to_decode(request)
 
+    def prompt_done(self, request: Request, now: float) -> None:
+        """Its first token is believed to have come, or another choice's has."""
+        self._begins_to_decode(request, now)
+
     def rebook(self, requests: list[Request], now: float) -> None:
         """Forget what is booked here and book just these requests, at their stages: an exception may have left an event half done."""
         place = {request.id: index for index, request in enumerate(self.queue.row)}
@@ -199,15 +203,15 @@ class Instance:
         bookings.prefill_share.decay(now)
         kv_tokens = bookings.kv_decode_tokens
         for request in row:
-            kv_tokens += request.prompt_tokens
+            kv_tokens += request.sequences * request.prompt_tokens
         pace.steady_s = pace.batch_s(0, 0.0, bookings.requests, kv_tokens)
         self.load = load_of(bookings, pace, self.queue, now)
 
     def _assume_silent_progress(self, now: float) -> None:
         """Requests that do not stream show no token before their last: believe that they keep pace with the prediction."""
         for request in [r for r in self.queue.row if not r.streaming and now >= r.ttft_predicted_at]:
-            self._begins_to_decode(request, now)
             request.first_token_at = request.ttft_predicted_at
+            self._begins_to_decode(request, now)
         iteration_s = self.pace.iteration_s
         for request in self.bookings.decodes.values():
             if not request.streaming and iteration_s > 0.0:
@@ -226,6 +230,6 @@ class Instance:
         missing = bookings.requests - running - waiting
         if missing > 0:
             for request in [r for r in row if r.placed_at < now - UNREPORTED_AFTER_S][:missing]:
-                self._begins_to_decode(request, now)
                 request.first_token_at = now
+                self._begins_to_decode(request, now)
         self.refresh(now)

@@ -8,6 +8,7 @@ from multislo_router.core.instance import Instance
 from multislo_router.core.ladder import bucket_of
 from multislo_router.core.pace import CALIBRATION_MAX, CALIBRATION_MIN
 from multislo_router.core.request import DECODE, HELD, PREFILL
+from multislo_router.core.sequences import on_books
 from multislo_router.core.tier import Tier
 
 
@@ -32,9 +33,9 @@ def check_books(books: Admissions, tiers: Sequence[Tier], wake_at: float | None)
 def check_instance(instance: Instance, books: Admissions, listed: bool) -> None:
     """`listed`: whether it belongs on a ladder."""
     name, bookings, row = instance.id, instance.bookings, instance.queue.row
-    here = [books.requests[id] for id, on in books.places.items() if on is instance]
+    here = [r for id, on in books.places.items() if on is instance for r in on_books(books.requests[id])]
     assert {r.id for r in here} == {*[r.id for r in row], *bookings.decodes}, f"{name}: its requests are the core's"
-    assert bookings.requests == len(here), f"{name}: requests"
+    assert bookings.requests == sum([r.sequences for r in here]), f"{name}: requests"
     assert bookings.prefills == len(row), f"{name}: prefills"
     assert all([r.stage is PREFILL for r in row]), f"{name}: stages of prefills"
     assert all([r.stage is DECODE for r in bookings.decodes.values()]), f"{name}: stages of decodes"
@@ -45,7 +46,7 @@ def check_instance(instance: Instance, books: Admissions, listed: bool) -> None:
     tightest = min([r.tpot_s for r in here if not r.lost], default=inf)
     assert bookings.tpot_tightest_s == tightest, f"{name}: tightest TPOT {bookings.tpot_tightest_s}, not {tightest}"
     for index, count in enumerate(bookings.tier_counts):
-        assert count == sum([r.tier.index == index for r in here]), f"{name}: count of tier {index}"
+        assert count == sum([r.sequences for r in here if r.tier.index == index]), f"{name}: count of tier {index}"
     assert (bookings.empty_since is None) == bool(here), f"{name}: empty or not"
     calibration = instance.pace.calibration
     assert CALIBRATION_MIN <= calibration <= CALIBRATION_MAX, f"{name}: calibration {calibration}"

@@ -16,6 +16,7 @@ from multislo_router.core.placement import PLACEMENTS, Choice, OfferBy, PlaceBy,
 from multislo_router.core.report import status_of
 from multislo_router.core.request import Request, Stage
 from multislo_router.core.room import room_for_late
+from multislo_router.core.sequences import sequence_of, split
 from multislo_router.core.status import CoreStatus
 from multislo_router.core.tier import Tier
 
@@ -77,6 +78,8 @@ class RouterCore:
             return self._request_arrived(event)
         if isinstance(event, e.RequestEnded):
             return self._request_ended(event)
+        if isinstance(event, e.SequenceEnded):
+            return self._sequence_ended(event)
         if isinstance(event, e.PromptMeasured):
             return self._prompt_measured(event)
         if isinstance(event, e.Tick):
@@ -130,14 +133,17 @@ class RouterCore:
             event.streaming,
             event.prefilled,
         )
-        needed = request.prompt_tokens + (event.output_tokens_max or 1)
+        longest = max(event.prompts, default=request.prompt_tokens)
+        needed = longest + (event.output_tokens_max or 1)
         if needed > self.length_max:
             self.admissions.counts_of(request).saw_arrival(now, 0.0)
             reason = (
                 f"prompt and output of {needed} tokens are more than the {self.length_max} that an instance can hold"
             )
             return [self.admissions.refuse(request, d.Cause.TOO_LONG, now, reason)]
-        if not request.prefilled:
+        if event.choices > 1 or len(event.prompts) > 1:
+            split(request, event.prompts or (request.prompt_tokens,), event.choices, self.config.latency)
+        elif not request.prefilled:
             request.measure_prefill(self.config.latency)
         self.admissions.arrived(request, now)
         if self.pending.count >= self.config.pending_max:
@@ -172,8 +178,10 @@ class RouterCore:
         instance = self.places.get(event.request)
         if instance is None or event.tokens < 1:
             return NOTHING
-        request = self.requests[event.request]
         now = event.now
+        request = sequence_of(self.requests[event.request], event.sequence, instance, now)
+        if request is None:
+            return NOTHING
         first = request.tokens == 0
         if first:
             request.first_token_at = now
@@ -181,6 +189,19 @@ class RouterCore:
         if instance.tokens(request, event.tokens, now):
             self.fleet.refreshed(instance)
         return self._offer(instance, now) if first and self.pending.count else NOTHING
+
+    def _sequence_ended(self, event: e.SequenceEnded) -> Sequence[d.Decision]:
+        instance = self.places.get(event.request)
+        if instance is None:
+            return NOTHING
+        request = self.requests[event.request]
+        sequence = sequence_of(request, event.sequence, instance, event.now)
+        if sequence is None or sequence is request:
+            return NOTHING
+        instance.release(sequence, event.now)
+        instance.refresh(event.now)
+        self.fleet.refreshed(instance)
+        return self._offer(instance, event.now) if self.pending.count else NOTHING
 
     def _request_ended(self, event: e.RequestEnded) -> Sequence[d.Decision]:
         request = self.requests.get(event.request)
@@ -193,6 +214,8 @@ class RouterCore:
         # An engine's word is not checked by anybody else, and nothing that does not fit into its memory has been in it.
         prompt_tokens = min(max(1, event.prompt_tokens), self.config.engine.kv_tokens_max)
         instance = self.places.get(event.request)
+        if event.request in self.requests and self.requests[event.request].parts:
+            return NOTHING  # how it is spread over the prompts is not told
         if instance is not None:
             instance.bookings.measured(self.requests[event.request], prompt_tokens)
         elif event.request in self.requests:

@@ -35,10 +35,10 @@ class Pace:
         """An iteration of `prompt_tokens` whose attention takes `attention_s` by the profile, beside `decodes` over `kv_tokens`."""
         return self.calibration * self.latency.mixed_s(prompt_tokens, attention_s, decodes, kv_tokens)
 
-    def steady_with_s(self, prompt_tokens: int) -> float:
-        """The steady iteration with one decode more, behind a prompt of so many tokens."""
+    def steady_with_s(self, decodes: int, kv_tokens: int) -> float:
+        """The steady iteration with so many decodes more, over so many tokens of KV."""
         latency = self.latency
-        more_s = latency.gemm_per_token_s + latency.per_decode_s + latency.per_kv_token_s * prompt_tokens
+        more_s = decodes * (latency.gemm_per_token_s + latency.per_decode_s) + latency.per_kv_token_s * kv_tokens
         return self.steady_s + self.calibration * more_s
 
     def saw_decodes(self, gap_s: float) -> None:

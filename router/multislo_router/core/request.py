@@ -37,13 +37,17 @@ class Request:
         "kv_reserved",
         "last_token_at",
         "lost",
+        "members",
         "output_tokens_expected",
         "output_tokens_max",
+        "parts",
         "placed_at",
         "prefill_work_s",
         "prefilled",
         "prompt_tokens",
         "reserve_share",
+        "sequences",
+        "shares",
         "stage",
         "streaming",
         "tier",
@@ -99,6 +103,14 @@ class Request:
         self.last_token_at = 0.0
         self.tokens = 0
         self.tokens_met = 0
+        self.sequences = 1
+        """Those of several prompts or choices that it stands for, while they are not on the books by themselves."""
+        self.parts: list[Request] = []
+        """Of one with several sequences: one a prompt. See `sequences`."""
+        self.shares: list[Request] = []
+        """Of a prompt that is not through: its other choices."""
+        self.members: list[Request] = []
+        """Of one with several sequences: each of them, in the order of their indices."""
 
     def measure_prefill(self, latency: LatencyModel) -> None:
         """What its prefill takes, by the profile, and what its tier makes of that."""
@@ -109,8 +121,28 @@ class Request:
 
     def work_s(self) -> float:
         """Seconds of a full instance that it will probably need."""
-        prompt_tokens = 0 if self.prefilled else self.prompt_tokens
-        return self.tier.work_s(self.prefill_work_s, prompt_tokens, self.prompt_tokens, self.output_tokens_expected)
+        if self.parts:
+            return sum([part.work_s() for part in self.parts])
+        tier, tokens, output_tokens = self.tier, self.prompt_tokens, self.output_tokens_expected
+        work_s = tier.work_s(self.prefill_work_s, 0 if self.prefilled else tokens, tokens, output_tokens)
+        return work_s + len(self.shares) * tier.work_s(0.0, 0, tokens, output_tokens) if self.shares else work_s
+
+    def kv_tokens_expected(self) -> int:
+        """What it will probably hold in the end; choices share their prompt."""
+        return self.prompt_tokens + self.sequences * self.output_tokens_expected
+
+    def context_tokens(self) -> int:
+        """What its decodes read in an iteration, at first: each choice reads the prompt."""
+        if self.parts:
+            return sum([part.context_tokens() for part in self.parts])
+        return self.sequences * self.prompt_tokens
+
+    def token_gaps(self) -> tuple[float, int]:
+        """Seconds from its first token to its last, and the tokens after the first; summed over its sequences."""
+        if not self.members:
+            return self.last_token_at - self.first_token_at, self.tokens - 1
+        gaps = [sequence.token_gaps() for sequence in self.members if sequence.tokens]
+        return sum([gap[0] for gap in gaps]), sum([gap[1] for gap in gaps])
 
     def next_due(self) -> float:
         """When its next token is due."""

@@ -102,7 +102,13 @@ def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Ro
         return None
     seen = forecast(queue, bookings, pace, request, now)
     own_s = min(request.due - seen.first_token_at, request.due + request.tpot_s - seen.second_token_at)
-    return Room(instance, own_s, seen.harm_s, seen.first_token_at, pace.steady_with_s(request.prompt_tokens))
+    return Room(
+        instance,
+        own_s,
+        seen.harm_s,
+        seen.first_token_at,
+        pace.steady_with_s(request.sequences, request.context_tokens()),
+    )
 
 
 def _room_by_demand(instance: Instance, request: Request, now: float) -> Room:
@@ -150,7 +156,7 @@ def _room_by_demand(instance: Instance, request: Request, now: float) -> Room:
             own_at = until - own
         elif margin < harm:
             harm = margin
-    return Room(instance, own, harm, now + own_at, pace.steady_with_s(request.prompt_tokens))
+    return Room(instance, own, harm, now + own_at, pace.steady_with_s(request.sequences, request.context_tokens()))
 
 
 def _room_to_decode(instance: Instance, request: Request, now: float) -> Room:
@@ -159,7 +165,7 @@ def _room_to_decode(instance: Instance, request: Request, now: float) -> Room:
     token in its TPOT for each, and an iteration's fixed cost as often as the tightest of them asks for one."""
     bookings, pace = instance.bookings, instance.pace
     latency, tpots = pace.latency, bookings.tpots
-    steady_s = pace.steady_with_s(request.prompt_tokens)
+    steady_s = pace.steady_with_s(request.sequences, request.context_tokens())
     own_at = _iteration_left_s(instance, now) + steady_s
     own = until = request.due - now - own_at
     harm = inf

@@ -205,9 +205,21 @@ class Life:
             ttft_s=(0.001, 0.05, 5.0)[own] if own < 3 else None,
             tpot_s=(0.004, 0.02, 0.03, 0.3)[own - 2] if 2 <= own < 6 else None,
             streaming=self.streaming[id],
+            **self.several(a, PROMPTS[b % 8]),
         )
         made = self.send(event)
         assert [decision.request for decision in made] == [id]
+
+    def several(self, a: int, prompt_tokens: int) -> dict[str, object]:
+        """Some requests have several sequences."""
+        if a % 16 == 5:
+            return {"choices": 3}
+        if a % 16 == 6 and prompt_tokens >= 3:
+            return {
+                "prompts": (prompt_tokens // 3, prompt_tokens // 3, prompt_tokens - 2 * (prompt_tokens // 3)),
+                "choices": 1 + a // 16 % 2,
+            }
+        return {}
 
     def one_placed(self, a: int) -> int | None:
         ids = [*self.placed]
@@ -217,7 +229,9 @@ class Life:
         id = self.one_placed(a)
         if id is not None and self.streaming[id]:
             self.talked.add(id)
-            self.send(e.TokensReceived(self.now, id, (1, 1, 1, 2, 7)[b % 5]))
+            self.send(e.TokensReceived(self.now, id, (1, 1, 1, 2, 7)[b % 5], b // 5 % 7))
+            if b % 13 == 0:
+                self.send(e.SequenceEnded(self.now, id, b // 5 % 7))
 
     def tokens_of_all(self, a: int, b: int) -> None:
         """An iteration ends."""
