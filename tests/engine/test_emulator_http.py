@@ -180,7 +180,11 @@ async def test_a_completion_without_a_limit_has_sixteen_tokens_and_with_ignore_e
     [
         ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
         ("/v1/completions", {"prompt": "tok " * 9000}, 400, "8192"),
-        ("/v1/completions", {"prompt": "x", "n": 2}, 400, "n: 2"),
+        ("/v1/completions", {"prompt": "x", "n": 0}, 400, "n: "),
+        ("/v1/completions", {"prompt": ["x", ""], "max_tokens": 9000}, 400, "8192"),
+        ("/v1/completions", {"prompt": [[1], []]}, 400, "prompt"),
+        ("/v1/responses", {"input": []}, 400, "input"),
+        ("/v1/responses", {"input": "x", "previous_response_id": "resp_1"}, 404, "resp_1"),
         ("/v1/completions", {"prompt": "x", "priority": 1}, 400, "priority"),
         ("/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ("/v1/completions", {"prompt": "x", "vllm_xargs": {"slo_tpot_ms": "soon"}}, 400, "slo_tpot_ms"),

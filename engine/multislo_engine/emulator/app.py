@@ -1,16 +1,19 @@
 """The emulator's HTTP: the endpoints of a vLLM server, as handlers over one `LiveEngine`."""
 
+import asyncio
 import json
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import HttpVersion11, web
 
 from multislo_engine.emulator.body import (
     Ask,
+    CountTokensBody,
     DetokenizeBody,
     Refusal,
     TokenizeBody,
@@ -18,14 +21,19 @@ from multislo_engine.emulator.body import (
     chat_ask,
     chat_tokens,
     completion_ask,
+    messages_ask,
+    messages_tokens,
     parse,
+    responses_ask,
 )
 from multislo_engine.emulator.config import EmulatorConfig
-from multislo_engine.emulator.live import LiveEngine
+from multislo_engine.emulator.live import LiveEngine, Output
+from multislo_engine.emulator.messages import MessagesReply, error_body
 from multislo_engine.emulator.metrics import EngineCollector, EngineStats
+from multislo_engine.emulator.responses import ResponsesReply
 from multislo_engine.emulator.streams import StreamSink, WholeSink
 from multislo_engine.emulator.text import text_of, tokens_of
-from multislo_engine.emulator.wire import Reply
+from multislo_engine.emulator.wire import CompletionReply, Reply
 from multislo_engine.model import EngineModel
 from multislo_engine.planners import planner_named
 from multislo_engine.terms import EngineConfig
@@ -74,6 +82,9 @@ class EmulatorApp:
             [
                 web.post("/v1/chat/completions", self._guarded(self.chat)),
                 web.post("/v1/completions", self._guarded(self.completions)),
+                web.post("/v1/responses", self._guarded(self.responses)),
+                web.post("/v1/messages", self._guarded(self.messages, error_body)),
+                web.post("/v1/messages/count_tokens", self._guarded(self.count_tokens, error_body)),
                 web.get("/v1/models", self._guarded(self.models)),
                 web.get("/health", self.healthy),
                 web.get("/ping", self.healthy),
@@ -86,20 +97,42 @@ class EmulatorApp:
         )
         return app
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def _guarded(self, handler: Handler, body_of: Callable[[str, str], dict[str, Any]] | None = None) -> Handler:
+        """`body_of` makes an error's body of its type and message, where the API is not OpenAI's."""
+
         async def guarded(request: web.Request) -> web.StreamResponse:
             try:
                 return await handler(request)
             except Refusal as refusal:
-                return web.json_response(refusal.body(), status=refusal.status, headers=_headers(request))
+                body = refusal.body() if body_of is None else body_of(refusal.kind, str(refusal))
+                return web.json_response(body, status=refusal.status, headers=_headers(request))
 
         return guarded
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat_ask(await request.read()), chat=True)
+        ask = chat_ask(await request.read())
+        return await self._generate(request, ask, partial(_completion_reply, ask, True))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, completion_ask(await request.read()), chat=False)
+        ask = completion_ask(await request.read())
+        return await self._generate(request, ask, partial(_completion_reply, ask, False))
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        ask = responses_ask(await request.read())
+        return await self._generate(
+            request, ask, lambda id, model: ResponsesReply(f"resp_{id}", int(time.time()), model, sum(ask.prompts))
+        )
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        ask = messages_ask(await request.read())
+        return await self._generate(
+            request, ask, lambda id, model: MessagesReply(f"chatcmpl-{id}", model, sum(ask.prompts))
+        )
+
+    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+        body = parse(CountTokensBody, await request.read())
+        self._known(body.model)
+        return web.json_response({"input_tokens": messages_tokens(body)}, headers=_headers(request))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         cards: list[dict[str, Any]] = [
@@ -153,47 +186,46 @@ class EmulatorApp:
         self._known(body.model)
         return web.json_response({"prompt": text_of(body.tokens)})
 
-    async def _generate(self, request: web.Request, ask: Ask, chat: bool) -> web.StreamResponse:
+    async def _generate(
+        self, request: web.Request, ask: Ask, reply_of: Callable[[str, str], Reply]
+    ) -> web.StreamResponse:
+        """`reply_of` makes the reply from the request's id and the model's name."""
         name = self._known(ask.model)
         if ask.priority and self.config.scheduler != "priority":
             raise bad_request(f"priority: {ask.priority} needs a server with --scheduler priority", "priority")
-        output_tokens, limited = self._length(ask)
+        lengths = [self._length(ask, prompt) for prompt in ask.prompts for _ in range(ask.choices)]
         # The client's id is the reply's, as in vLLM; inside, requests are numbered.
         headers = _headers(request)
-        id = f"{'chatcmpl' if chat else 'cmpl'}-{headers['x-request-id']}"
-        reply = Reply(id, int(time.time()), name, chat, ask.prompt_tokens)
+        reply = reply_of(headers["x-request-id"], name)
         load = self._load(request)
         if load is not None:
             headers["endpoint-load-metrics"] = load
         if ask.stream:
-            return await self._stream(request, ask, reply, output_tokens, limited, headers)
-        sink = WholeSink("length" if limited else "stop")
-        number = self._submit(sink, ask, output_tokens, limited)
+            return await self._stream(request, ask, reply, lengths, headers)
+        sinks = [WholeSink("length" if limited else "stop") for _, limited in lengths]
+        numbers = self._submit(sinks, ask, lengths)
         try:
-            await sink.over.wait()
+            for sink in sinks:
+                await sink.over.wait()
         finally:
-            self._leave(number)
-        body = reply.whole(sink.tokens, sink.finish_reason)
+            self._leave(numbers)
+        body = reply.whole([(sink.tokens, sink.finish_reason) for sink in sinks])
         return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def _stream(
-        self,
-        request: web.Request,
-        ask: Ask,
-        reply: Reply,
-        output_tokens: int,
-        limited: bool,
-        headers: dict[str, str],
+        self, request: web.Request, ask: Ask, reply: Reply, lengths: list[tuple[int, bool]], headers: dict[str, str]
     ) -> web.StreamResponse:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
         chunked = request.version >= HttpVersion11
-        reason = "length" if limited else "stop"
-        sink = StreamSink(reply, transport, reason, ask.include_usage, ask.continuous_usage, chunked)
+        sinks = [
+            StreamSink(reply, index, transport, "length" if limited else "stop", chunked)
+            for index, (_, limited) in enumerate(lengths)
+        ]
         # Submitted before the headers are sent: a full queue is a status, not a broken stream. No token comes before the
         # headers: prepare() writes them in this very turn of the event loop.
-        number = self._submit(sink, ask, output_tokens, limited)
+        numbers = self._submit(sinks, ask, lengths)
         try:
             response = web.StreamResponse(headers=headers)
             response.content_type = "text/event-stream"
@@ -201,12 +233,17 @@ class EmulatorApp:
             if chunked:
                 response.enable_chunked_encoding()
             await response.prepare(request)
-            await sink.over.wait()
-            await response.write(sink.unsent())
+
+            async def last_piece(sink: StreamSink) -> None:
+                await sink.over.wait()
+                await response.write(sink.unsent())
+
+            await asyncio.gather(*map(last_piece, sinks))
+            await response.write(reply.closing([(sink.tokens, sink.finish_reason) for sink in sinks]))
             await response.write_eof()
             return response
         finally:
-            self._leave(number)
+            self._leave(numbers)
 
     def _known(self, name: str | None) -> str:
         if name is None:
@@ -215,14 +252,14 @@ class EmulatorApp:
             raise Refusal(404, "NotFoundError", f"model: {name!r} is not served here", "model")
         return name
 
-    def _length(self, ask: Ask) -> tuple[int, bool]:
-        """Output tokens of a request, and whether a limit (not the model's own end) sets them."""
-        room = self.config.max_model_len - ask.prompt_tokens
+    def _length(self, ask: Ask, prompt_tokens: int) -> tuple[int, bool]:
+        """Output tokens of a sequence, and whether a limit (not the model's own end) sets them."""
+        room = self.config.max_model_len - prompt_tokens
         wanted = ask.output_tokens_max if ask.output_tokens_max is not None else max(1, ask.output_tokens_min)
         if wanted > room:
             raise bad_request(
                 f"the model holds {self.config.max_model_len} tokens, and this request asks for "
-                f"{ask.prompt_tokens + wanted}: {ask.prompt_tokens} of the prompt and {wanted} of output",
+                f"{prompt_tokens + wanted}: {prompt_tokens} of the prompt and {wanted} of output",
                 "max_tokens" if room > 0 and ask.output_tokens_max is not None else "prompt",
             )
         if ask.output_tokens_max is not None:
@@ -233,21 +270,27 @@ class EmulatorApp:
         drawn = max(1, drawn, ask.output_tokens_min)
         return (drawn, False) if drawn < room else (room, True)
 
-    def _submit(self, sink: StreamSink | WholeSink, ask: Ask, output_tokens: int, limited: bool) -> int | None:
+    def _submit(self, sinks: Sequence[StreamSink | WholeSink], ask: Ask, lengths: list[tuple[int, bool]]) -> list[int]:
+        """Each prompt with its choices."""
+        numbers: list[int] = []
         if self.draining:
-            sink.abort()
-            return None
-        number = self.engine.submit(
-            sink, ask.prompt_tokens, output_tokens, limited, ask.priority, ask.slo_ttft_s, ask.slo_tpot_s
-        )
-        if number is None:
-            waiting = self.config.queue_max
-            raise Refusal(503, "ServiceUnavailableError", f"the queue is full: {waiting} requests wait already")
-        return number
+            for sink in sinks:
+                sink.abort()
+            return numbers
+        outputs = [Output(sink, tokens, limited) for sink, (tokens, limited) in zip(sinks, lengths, strict=True)]
+        for at, prompt in enumerate(ask.prompts):
+            choices = outputs[at * ask.choices : (at + 1) * ask.choices]
+            taken = self.engine.submit(choices, prompt, ask.priority, ask.slo_ttft_s, ask.slo_tpot_s)
+            if taken is None:
+                self._leave(numbers)
+                waiting = self.config.queue_max
+                raise Refusal(503, "ServiceUnavailableError", f"the queue is full: {waiting} requests wait already")
+            numbers += taken
+        return numbers
 
-    def _leave(self, number: int | None) -> None:
+    def _leave(self, numbers: list[int]) -> None:
         """Whatever ends a request, its client's leaving above all, takes it out of the engine."""
-        if number is not None:
+        for number in numbers:
             self.engine.abort(number)
 
     def _load(self, request: web.Request) -> str | None:
@@ -266,3 +309,11 @@ class EmulatorApp:
 
 def _headers(request: web.Request) -> dict[str, str]:
     return {"x-request-id": request.headers.get("x-request-id") or uuid.uuid4().hex}
+
+
+def _completion_reply(ask: Ask, chat: bool, id: str, model: str) -> Reply:
+    kind = "chatcmpl" if chat else "cmpl"
+    prompt_tokens = sum(ask.prompts)
+    return CompletionReply(
+        f"{kind}-{id}", int(time.time()), model, chat, prompt_tokens, ask.include_usage, ask.continuous_usage
+    )

@@ -4,12 +4,14 @@ requests. Only fields that affect timing are modelled; all others are accepted a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from multislo_engine.emulator.text import CHAT_TOKENS, MESSAGE_TOKENS, count_tokens
 
+CHOICES_MAX = 16_384
+"""Of `n`: vLLM's."""
 COMPLETION_TOKENS_DEFAULT = 16
 """`max_tokens` of /v1/completions where the client sets none: OpenAI's default, and vLLM's."""
 
@@ -44,7 +46,7 @@ class StreamOptions(_Part):
 
 
 class Message(_Part):
-    role: str
+    role: str = "user"
     content: str | list[dict[str, Any]] | None = None
 
 
@@ -56,7 +58,7 @@ class _Body(_Part):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = 0
-    n: int = 1
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
     vllm_xargs: dict[str, Any] | None = None
 
 
@@ -67,6 +69,27 @@ class CompletionBody(_Body):
 class ChatBody(_Body):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class ResponsesBody(_Body):
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
+    previous_response_id: str | None = None
+    background: bool | None = None
+
+
+class MessagesBody(_Body):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)]
+    system: str | list[dict[str, Any]] | None = None
+
+
+class CountTokensBody(_Part):
+    model: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    system: str | list[dict[str, Any]] | None = None
 
 
 class TokenizeBody(_Part):
@@ -86,7 +109,9 @@ class Ask:
     """An accepted request. `output_tokens_max` None: the client leaves the length to the model."""
 
     model: str | None
-    prompt_tokens: int
+    prompts: tuple[int, ...]
+    """The tokens of each."""
+    choices: int
     output_tokens_max: int | None
     output_tokens_min: int
     ignore_eos: bool
@@ -111,25 +136,51 @@ def parse(kind: type[_BodyT], raw: bytes) -> _BodyT:
 def completion_ask(raw: bytes) -> Ask:
     body = parse(CompletionBody, raw)
     prompt = body.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            raise bad_request(f"prompt: {len(prompt)} prompts in one request; the emulator serves one", "prompt")
-        first = prompt[0]
-        assert not isinstance(first, int)
-        tokens = count_tokens(first) if isinstance(first, str) else len(first)
+    if isinstance(prompt, str):
+        tokens = [count_tokens(prompt)]
+    elif prompt and isinstance(prompt[0], int):
+        tokens = [len(prompt)]
     else:
-        tokens = count_tokens(prompt) if isinstance(prompt, str) else len(prompt)
-    if tokens < 1:
+        tokens = [count_tokens(one) if isinstance(one, str) else len(one) for one in prompt if not isinstance(one, int)]
+    if not tokens or min(tokens) < 1:
         raise bad_request("prompt: must hold at least one token", "prompt")
     limit = body.max_tokens
     if limit is None and not body.ignore_eos:
         limit = COMPLETION_TOKENS_DEFAULT
-    return _ask(body, tokens, limit)
+    return _ask(body, tuple(tokens), limit)
 
 
 def chat_ask(raw: bytes) -> Ask:
     body = parse(ChatBody, raw)
-    return _ask(body, chat_tokens(body.messages), body.max_completion_tokens or body.max_tokens)
+    return _ask(body, (chat_tokens(body.messages),), body.max_completion_tokens or body.max_tokens)
+
+
+def responses_ask(raw: bytes) -> Ask:
+    body = parse(ResponsesBody, raw)
+    if body.previous_response_id is not None:
+        message = f"previous_response_id: {body.previous_response_id!r} is not stored here"
+        raise Refusal(404, "invalid_request_error", message, "previous_response_id")
+    if body.background:
+        raise bad_request("background: needs a store, which this server has not", "background")
+    if isinstance(body.input, str):
+        messages = [Message(content=body.input)]
+    else:
+        messages = [
+            Message(content=item.get("content") or item.get("output") or item.get("arguments")) for item in body.input
+        ]
+    if body.instructions is not None:
+        messages.append(Message(role="system", content=body.instructions))
+    return _ask(body, (chat_tokens(messages),), body.max_output_tokens)
+
+
+def messages_ask(raw: bytes) -> Ask:
+    body = parse(MessagesBody, raw)
+    return _ask(body, (messages_tokens(body),), body.max_tokens)
+
+
+def messages_tokens(body: MessagesBody | CountTokensBody) -> int:
+    system = [] if body.system is None else [Message(role="system", content=body.system)]
+    return chat_tokens([*system, *body.messages])
 
 
 def chat_tokens(messages: Sequence[Message]) -> int:
@@ -142,9 +193,7 @@ def chat_tokens(messages: Sequence[Message]) -> int:
     return total
 
 
-def _ask(body: _Body, prompt_tokens: int, limit: int | None) -> Ask:
-    if body.n != 1:
-        raise bad_request(f"n: {body.n} is not served by the emulator; it must be 1", "n")
+def _ask(body: _Body, prompts: tuple[int, ...], limit: int | None) -> Ask:
     options = body.stream_options
     if options is not None and not body.stream:
         raise bad_request("stream_options: may only be given together with stream: true", "stream_options")
@@ -153,7 +202,8 @@ def _ask(body: _Body, prompt_tokens: int, limit: int | None) -> Ask:
     xargs = body.vllm_xargs or {}
     return Ask(
         model=body.model,
-        prompt_tokens=prompt_tokens,
+        prompts=prompts,
+        choices=body.n or 1,
         output_tokens_max=limit,
         output_tokens_min=body.min_tokens,
         ignore_eos=body.ignore_eos,

@@ -6,6 +6,7 @@ The model is never late, but the machine may be: `lag` is the time from a token'
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,15 @@ class Sink(Protocol):
     def abort(self) -> None:
         """The engine gives the request up; no token follows."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One sequence that is asked for: where its tokens go, how many, and whether a limit sets that."""
+
+    sink: Sink
+    tokens: int
+    length_limited: bool
 
 
 @dataclass(slots=True)
@@ -61,34 +71,32 @@ class LiveEngine:
 
     def submit(
         self,
-        sink: Sink,
+        sequences: Sequence[Output],
         prompt_tokens: int,
-        output_tokens: int,
-        length_limited: bool,
         priority: int,
         slo_ttft_s: float | None,
         slo_tpot_s: float | None,
-    ) -> int | None:
-        """Takes a request in; returns the id to abort it by, or None when the queue is full."""
+    ) -> list[int] | None:
+        """Takes in one prompt with its sequences; returns the ids to abort them by, or None when the queue is full."""
         now = self._deliver()
-        id = self._next_id
-        self._next_id += 1
-        request = EngineRequest(id, prompt_tokens, output_tokens, priority)
-        if slo_ttft_s is not None or slo_tpot_s is not None:
-            inf = float("inf")
-            request = EngineRequest(
-                id,
-                prompt_tokens,
-                output_tokens,
-                priority,
-                ttft_due_s=inf if slo_ttft_s is None else now + slo_ttft_s,
-                tpot_s=inf if slo_tpot_s is None else slo_tpot_s,
-            )
+        ids = list(range(self._next_id, self._next_id + len(sequences)))
+        self._next_id += len(sequences)
+        inf = float("inf")
+        request = EngineRequest(
+            ids[0],
+            prompt_tokens,
+            sequences[0].tokens,
+            priority,
+            ttft_due_s=inf if slo_ttft_s is None else now + slo_ttft_s,
+            tpot_s=inf if slo_tpot_s is None else slo_tpot_s,
+            forks=tuple([(id, one.tokens) for id, one in zip(ids[1:], sequences[1:], strict=True)]),
+        )
         accepted = self.model.submit(now, request)
         if accepted:
-            self._flights[id] = _Flight(sink, prompt_tokens, length_limited, now)
+            for id, one in zip(ids, sequences, strict=True):
+                self._flights[id] = _Flight(one.sink, prompt_tokens, one.length_limited, now)
         self._arm()
-        return id if accepted else None
+        return ids if accepted else None
 
     def abort(self, id: int) -> bool:
         """Forgets a request whose client is gone; its KV is free when the running iteration ends. False if it was over."""

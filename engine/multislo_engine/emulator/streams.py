@@ -7,7 +7,7 @@ no memory: its unsent tokens are only a count, and are sent as one event when th
 import asyncio
 
 from multislo_engine.emulator.text import WORDS, answer
-from multislo_engine.emulator.wire import DONE, Reply, framed, framed_halves
+from multislo_engine.emulator.wire import Reply, framed, framed_halves
 
 BUFFERED_MAX = 64 * 1024
 """Bytes that may wait in one connection's write buffer (beside what the kernel takes): 300 tokens, seconds of reading."""
@@ -36,14 +36,12 @@ class WholeSink:
 
 
 class StreamSink:
-    """A request whose answer is a stream of server-sent events in chunked coding, or bare for an HTTP/1.0 client."""
+    """A sequence whose answer is a stream of server-sent events in chunked coding, or bare for an HTTP/1.0 client."""
 
     __slots__ = (
-        "_after",
-        "_before",
         "_chunked",
-        "_continuous",
-        "_include_usage",
+        "_halves",
+        "_index",
         "_reply",
         "_sent",
         "_transport",
@@ -53,25 +51,18 @@ class StreamSink:
     )
 
     def __init__(
-        self,
-        reply: Reply,
-        transport: asyncio.Transport,
-        finish_reason: str,
-        include_usage: bool,
-        continuous: bool,
-        chunked: bool,
+        self, reply: Reply, index: int, transport: asyncio.Transport, finish_reason: str, chunked: bool
     ) -> None:
         self.finish_reason = finish_reason
         self.tokens = 0
         self.over = asyncio.Event()
         self._reply = reply
+        self._index = index
         self._transport = transport
-        self._include_usage = include_usage
-        self._continuous = continuous
         self._chunked = chunked
         self._sent = 0
-        halves = reply.halves()
-        self._before, self._after = framed_halves(*halves) if chunked else halves
+        halves = reply.halves(index)
+        self._halves = framed_halves(*halves) if chunked and halves is not None else halves
 
     def token(self, index: int, finished: bool) -> None:
         self.tokens = index + 1
@@ -81,8 +72,9 @@ class StreamSink:
         transport = self._transport
         if transport.get_write_buffer_size() > BUFFERED_MAX or transport.is_closing():
             return
-        if self._sent == index and index and not self._continuous:
-            transport.write(self._before + _WORDS[index % _CYCLE] + self._after)
+        halves = self._halves
+        if halves is not None and self._sent == index and index:
+            transport.write(halves[0] + _WORDS[index % _CYCLE] + halves[1])
             self._sent = index + 1
             return
         data = self.unsent()
@@ -94,19 +86,10 @@ class StreamSink:
 
     def unsent(self) -> bytes:
         """The events that the client has not been sent yet; from now on it has."""
-        data = b""
-        if not self._sent:
-            data = self._reply.role_chunk(self._usage(0)) if self._reply.chat else b""
+        data = b"" if self._sent else self._reply.opening(self._index)
         last = self.finish_reason if self.over.is_set() else None
         if self._sent < self.tokens or last is not None:
             text = answer(self._sent, self.tokens - self._sent)
-            data += self._reply.chunk(text, last, self._usage(self.tokens))
-        if last is not None:
-            if self._include_usage:
-                data += self._reply.usage_chunk(self.tokens)
-            data += DONE
+            data += self._reply.piece(self._index, text, self.tokens, last)
         self._sent = self.tokens
         return data
-
-    def _usage(self, tokens: int) -> dict[str, object] | None:
-        return self._reply.usage(tokens) if self._continuous else None

@@ -2,25 +2,50 @@
 concatenation. Used by the streams and by the handlers of the app."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from multislo_engine.emulator.text import TOKEN_BYTES, answer
 
 DONE = b"data: [DONE]\n\n"
-_MARK = "\x00"
-_MARK_JSON = json.dumps(_MARK)[1:-1]
+MARK = "\x00"
+_MARK_JSON = json.dumps(MARK)[1:-1]
+
+
+class Reply(Protocol):
+    """The bytes of one answer, whatever its API: whole, or as the events of a stream."""
+
+    def opening(self, index: int) -> bytes:
+        """The events before the first token of a sequence, sent together with it."""
+        ...
+
+    def piece(self, index: int, text: str, tokens: int, finish_reason: str | None) -> bytes:
+        """The event of some text of a sequence, which has `tokens` with it; `finish_reason` on its last one."""
+        ...
+
+    def halves(self, index: int) -> tuple[bytes, bytes] | None:
+        """An event before and behind its text, where all are alike."""
+        ...
+
+    def closing(self, ends: Sequence[tuple[int, str]]) -> bytes:
+        """The events after the last token: each sequence's tokens and why it ended."""
+        ...
+
+    def whole(self, ends: Sequence[tuple[int, str]]) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What all chunks of one answer have in common."""
+class CompletionReply:
+    """OpenAI's chats and completions. `prompt_tokens` are those of all prompts."""
 
     id: str
     created: int
     model: str
     chat: bool
     prompt_tokens: int
+    include_usage: bool = False
+    continuous_usage: bool = False
 
     def usage(self, output_tokens: int) -> dict[str, Any]:
         return {
@@ -30,44 +55,37 @@ class Reply:
             "prompt_tokens_details": None,
         }
 
-    def whole(self, tokens: int, finish_reason: str) -> bytes:
-        """The body of an answer that is not streamed."""
-        text = answer(0, tokens)
-        choice: dict[str, Any] = {"index": 0}
-        if self.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
-        else:
-            choice["text"] = text
-        choice |= {"logprobs": None, "finish_reason": finish_reason, "stop_reason": None}
-        return _dumps(
-            {
-                "id": self.id,
-                "object": "chat.completion" if self.chat else "text_completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [choice],
-                "usage": self.usage(tokens),
-            }
-        )
+    def whole(self, ends: Sequence[tuple[int, str]]) -> bytes:
+        choices = []
+        for index, (tokens, finish_reason) in enumerate(ends):
+            choice: dict[str, Any] = {"index": index}
+            text = answer(0, tokens)
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
+            else:
+                choice["text"] = text
+            choices.append(choice | {"logprobs": None, "finish_reason": finish_reason, "stop_reason": None})
+        kind = "chat.completion" if self.chat else "text_completion"
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return dumps(head | {"choices": choices, "usage": self.usage(sum(tokens for tokens, _ in ends))})
 
-    def chunk(self, text: str, finish_reason: str | None, usage: dict[str, Any] | None = None) -> bytes:
-        """One event of a stream."""
-        if self.chat:
-            return self._event({"index": 0, "delta": {"content": text}}, finish_reason, usage)
-        return self._event({"index": 0, "text": text}, finish_reason, usage)
+    def opening(self, index: int) -> bytes:
+        if not self.chat:
+            return b""
+        return self._event({"index": index, "delta": {"role": "assistant", "content": ""}}, None, 0)
 
-    def role_chunk(self, usage: dict[str, Any] | None = None) -> bytes:
-        """The event that opens a chat, sent with the first token and not before."""
-        return self._event({"index": 0, "delta": {"role": "assistant", "content": ""}}, None, usage)
+    def piece(self, index: int, text: str, tokens: int, finish_reason: str | None) -> bytes:
+        choice = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._event({"index": index, **choice}, finish_reason, tokens)
 
-    def usage_chunk(self, output_tokens: int) -> bytes:
-        """The event behind the last token that `include_usage` asks for."""
-        return b"data: " + _dumps({**self._head(), "choices": [], "usage": self.usage(output_tokens)}) + b"\n\n"
+    def halves(self, index: int) -> tuple[bytes, bytes] | None:
+        return None if self.continuous_usage else split_at_text(self.piece(index, MARK, 0, None))
 
-    def halves(self) -> tuple[bytes, bytes]:
-        """An event before and behind its text, for texts that JSON need not escape."""
-        before, behind = self.chunk(_MARK, None).split(_MARK_JSON.encode())
-        return before, behind
+    def closing(self, ends: Sequence[tuple[int, str]]) -> bytes:
+        if not self.include_usage:
+            return DONE
+        usage = self.usage(sum(tokens for tokens, _ in ends))
+        return b"data: " + dumps({**self._head(), "choices": [], "usage": usage}) + b"\n\n" + DONE
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -77,14 +95,20 @@ class Reply:
             "model": self.model,
         }
 
-    def _event(self, choice: dict[str, Any], finish_reason: str | None, usage: dict[str, Any] | None) -> bytes:
+    def _event(self, choice: dict[str, Any], finish_reason: str | None, tokens: int) -> bytes:
         choice |= {"logprobs": None, "finish_reason": finish_reason}
         if finish_reason is not None or not self.chat:
             choice["stop_reason"] = None
         body: dict[str, Any] = {**self._head(), "choices": [choice]}
-        if usage is not None:
-            body["usage"] = usage
-        return b"data: " + _dumps(body) + b"\n\n"
+        if self.continuous_usage:
+            body["usage"] = self.usage(tokens)
+        return b"data: " + dumps(body) + b"\n\n"
+
+
+def split_at_text(event: bytes) -> tuple[bytes, bytes]:
+    """An event with `MARK` as its text: before and behind it, for texts that JSON need not escape."""
+    before, behind = event.split(_MARK_JSON.encode())
+    return before, behind
 
 
 def framed(data: bytes) -> bytes:
@@ -97,5 +121,5 @@ def framed_halves(before: bytes, behind: bytes) -> tuple[bytes, bytes]:
     return b"%x\r\n%b" % (len(before) + TOKEN_BYTES + len(behind), before), behind + b"\r\n"
 
 
-def _dumps(value: Any) -> bytes:
+def dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
