@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-from multislo_router.shell.errors import Fault, Reason, error_response
+from multislo_router.shell.errors import Dialect, Fault, Reason, error_response
 from multislo_router.shell.internal_errors import Seam
 from multislo_router.shell.keep_alive import CLIENT, has_left, watch_peer
 from multislo_router.shell.request_head import RequestHead
@@ -292,10 +292,13 @@ class ClientConnection(asyncio.Protocol):
         self._gateway.counters.faults[fault.reason] += 1
         self.closing = True
         self.deadline = time.monotonic() + self._settings.linger_timeout_s
-        cors = b"" if self._reader.head is None else self._reader.head.cors
+        head = self._reader.head
+        cors = b"" if head is None else head.cors
+        dialect = Dialect.OPENAI if head is None else head.target.dialect
         self._forget()
         if not self.transport.is_closing():
-            self.transport.write(error_response(fault, self._gateway.new_request_id(), close=True, extra=cors))
+            request_id = self._gateway.new_request_id()
+            self.transport.write(error_response(fault, request_id, dialect, close=True, extra=cors))
             self.transport.write_eof()
 
     def write(self, data: bytes) -> None:

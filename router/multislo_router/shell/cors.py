@@ -12,7 +12,10 @@ from multislo_router.shell.request_head import RequestHead
 ANY_ORIGIN: Final = "*"
 PREFLIGHT_MAX_AGE_S: Final = 600
 """How long a browser may remember a preflight: a changed manifest is seen after ten minutes."""
-_EXPOSED: Final = b"access-control-expose-headers: retry-after, x-multislo-instance, x-multislo-reason, x-multislo-tier, x-request-id\r\n"
+_EXPOSED: Final = (
+    b"access-control-expose-headers: "
+    b"request-id, retry-after, x-multislo-instance, x-multislo-reason, x-multislo-tier, x-request-id\r\n"
+)
 _VARY: Final = b"vary: origin\r\n"
 
 

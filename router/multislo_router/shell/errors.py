@@ -15,9 +15,18 @@ An engine that fails is no exception but an event for the core, which answers wi
 
 import json
 import math
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from multislo_router.core.decisions import Cause, Refuse
+
+
+class Dialect(Enum):
+    """In which form a client expects errors."""
+
+    OPENAI = auto()
+    RESPONSES = auto()
+    """OpenAI's; an event inside a stream has another form."""
+    ANTHROPIC = auto()
 
 
 class Reason(StrEnum):
@@ -87,6 +96,18 @@ CODE = {
     Reason.QUEUE_FULL: "rate_limit_exceeded",
 }
 
+ANTHROPIC_TYPE = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""The `type` of Anthropic's error object, by status; of all others it is invalid_request_error."""
+
 PHRASE = {
     200: b"OK",
     204: b"No Content",
@@ -147,22 +168,32 @@ def fault_of(refusal: Refuse) -> Fault:
     return Fault(Reason(refusal.cause.value), message, retry_after_s=refusal.retry_after_s)
 
 
-def error_body(fault: Fault) -> bytes:
-    """OpenAI's error object."""
-    error = {
-        "message": fault.message,
-        "type": STATUS[fault.reason][1],
-        "param": fault.param,
-        "code": CODE.get(fault.reason, fault.reason.value),
-    }
-    return json.dumps({"error": error}).encode()
+def _error(fault: Fault, dialect: Dialect, request_id: bytes | None) -> dict[str, object]:
+    """The error document of the client's API."""
+    if dialect is Dialect.ANTHROPIC:
+        kind = ANTHROPIC_TYPE.get(fault.status, "invalid_request_error")
+        document: dict[str, object] = {"type": "error", "error": {"type": kind, "message": fault.message}}
+        if request_id is not None:
+            document["request_id"] = request_id.decode("latin-1")
+        return document
+    code = CODE.get(fault.reason, fault.reason.value)
+    error = {"message": fault.message, "type": STATUS[fault.reason][1], "param": fault.param, "code": code}
+    return {"error": error}
 
 
 def error_response(
-    fault: Fault, request_id: bytes | None, *, close: bool, extra: bytes = b"", head_only: bool = False
+    fault: Fault,
+    request_id: bytes | None,
+    dialect: Dialect,
+    *,
+    close: bool,
+    extra: bytes = b"",
+    head_only: bool = False,
 ) -> bytes:
     """A whole response; `extra` are whole header lines, `head_only` is for HEAD requests."""
-    body = error_body(fault)
+    body = json.dumps(_error(fault, dialect, request_id)).encode()
+    if dialect is Dialect.ANTHROPIC and request_id is not None:
+        extra += b"request-id: " + request_id + b"\r\n"
     extra += b"x-multislo-reason: " + fault.reason.value.encode() + b"\r\n"
     retry_after_s = fault.retry_after_s
     if retry_after_s is None and fault.status == 429:
@@ -190,6 +221,25 @@ def response(
     return head if head_only else head + body
 
 
-def error_event(fault: Fault) -> bytes:
+def error_event(fault: Fault, dialect: Dialect, request_id: bytes) -> bytes:
     """An error inside a stream that has begun, as a server-sent event."""
-    return b"data: " + error_body(fault) + b"\n\n"
+    return event_of(_error(fault, dialect, request_id), dialect)
+
+
+def event_of(document: dict[str, object], dialect: Dialect) -> bytes:
+    """An API's error document as the event that ends a stream of that API."""
+    if dialect is Dialect.OPENAI:
+        return b"data: %b\n\n" % json.dumps(document).encode()
+    if dialect is Dialect.RESPONSES:
+        # The fields of the API's own event, and the object by which OpenAI's clients know that they have to raise.
+        error = document.get("error")
+        said = error if isinstance(error, dict) else {"message": str(error)}
+        document = {
+            "type": "error",
+            "code": said.get("code"),
+            "message": said.get("message"),
+            "param": said.get("param"),
+            "sequence_number": 0,
+            "error": error,
+        }
+    return b"event: error\ndata: %b\n\n" % json.dumps(document).encode()

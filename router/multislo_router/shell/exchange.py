@@ -19,7 +19,15 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from multislo_router.core.decisions import Place
-from multislo_router.core.events import EngineFull, Outcome, PromptMeasured, RequestEnded, SendFailed, TokensReceived
+from multislo_router.core.events import (
+    EngineFull,
+    Outcome,
+    PromptMeasured,
+    RequestEnded,
+    SendFailed,
+    SequenceEnded,
+    TokensReceived,
+)
 from multislo_router.core.request import Stage
 from multislo_router.shell.body_scan import BodyScan, with_fields
 from multislo_router.shell.engine import NO_ANSWER
@@ -42,6 +50,8 @@ DEAD_OR_DETERMINISTIC: Final = 500
 """The engine broke on this request, or under all of them. Which, its /health tells."""
 MAY_PASS: Final = FULL | {DEAD_OR_DETERMINISTIC, 502, 504}
 """Answers that another engine, or this one later, may not give; 502 and 504 are a proxy's before it."""
+OPENAI_SERVICE_TIERS: Final = frozenset((None, "auto", "default", "flex", "scale", "priority"))
+"""What an engine may be told in `service_tier` of the Responses API; None: nothing."""
 ASIDE_MAX_BYTES: Final = 16 * 1024 * 1024
 """Of a whole answer in the place of a stream, which is collected."""
 WITHHELD_MAX_BYTES: Final = 64 * 1024
@@ -63,6 +73,7 @@ class Exchange:
         "_model",
         "_opened",
         "_scan",
+        "_sequences",
         "_served",
         "_told_at",
         "_whole",
@@ -97,6 +108,8 @@ class Exchange:
         self._model = model
         """Whose tokens are counted."""
         self._served: ServedTier | None = None
+        self._sequences = 1
+        """Prompts times choices."""
         self._events: EventCount | None = None
         self._whole: WholeAnswer | None = None
         self._answer: ResponseHead | None = None
@@ -118,7 +131,7 @@ class Exchange:
         self.place: Place | None = None
         self.instance: EngineInstance | None = None
         self.connection: EngineConnection | None = None
-        self.awaits: asyncio.Future[None] | asyncio.Future[int] | None = None
+        self.awaits: asyncio.Future[None] | asyncio.Future[list[int]] | None = None
         """What will continue it: the count of its prompt's tokens, or a connection being made."""
         self.heard_at = 0.0
         """When the request was sent, or the last byte of its answer came."""
@@ -161,16 +174,24 @@ class Exchange:
         """What the engine's scheduler is told, unless the client told it something itself."""
         scan = self._scan
         assert scan is not None
-        fields = b""
+        fields: list[bytes] = []
         if place.priority is not None and not scan.has_priority:
             # On the clock that all routers share: an engine compares what several of them send.
-            fields = b'"priority":%d' % (place.priority + round(1000 * (time.time() - time.monotonic())))
+            fields.append(b'"priority":%d' % (place.priority + round(1000 * (time.time() - time.monotonic()))))
         if self._gateway.slo_aware and not scan.has_xargs:
             # The engine has a clock of its own: it is told what is left, not when; below 0, how long it is overdue.
             left_ms = 1000 * (place.ttft_due - time.monotonic())
-            xargs = b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s)
-            fields = fields + b"," + xargs if fields else xargs
-        return fields
+            fields.append(b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s))
+        if self.head.target.route is Route.RESPONSES and scan.service_tier not in OPENAI_SERVICE_TIERS:
+            # vLLM refuses a tier's name, in this API only. Of two fields of one name the later counts.
+            fields.append(b'"service_tier":"auto"')
+        return b",".join(fields)
+
+    @property
+    def _extra(self) -> bytes:
+        """Header lines of its answer, whoever gives it."""
+        head = self.head
+        return b"request-id: %b\r\n%b" % (self.request_id, head.cors) if head.target.is_anthropic else head.cors
 
     # -- the engine's answer -------------------------------------------------------------------------------------------
 
@@ -185,7 +206,9 @@ class Exchange:
         place = self.place
         head = self.head
         if place is not None:
-            self._events = EventCount() if answer.event_stream else None
+            assert self._scan is not None
+            self._sequences = max(1, len(self._scan.prompts)) * self._scan.choices
+            self._events = EventCount(self._sequences) if answer.event_stream else None
             self._whole = None if answer.event_stream else WholeAnswer()
             tier = b"x-multislo-tier: %b\r\n" % place.tier.encode()
             assert self._scan is not None
@@ -207,7 +230,7 @@ class Exchange:
             self.request_id,
             self.instance.id_bytes,
             tier,
-            head.cors,
+            self._extra,
             b"connection: close\r\n" if self._close_after else b"",
             lines,
         )
@@ -222,6 +245,8 @@ class Exchange:
         if events is not None:
             for piece in body.pieces:
                 tokens += events.feed(piece)
+                if events.several:
+                    tokens -= self._tell_sequences(now, events)
         elif self._whole is not None:
             for piece in body.pieces:
                 self._whole.feed(piece)
@@ -253,6 +278,17 @@ class Exchange:
         if body.done and not self.over:
             self._complete(now)
 
+    def _tell_sequences(self, now: float, events: EventCount) -> int:
+        """What the last piece brought each of several sequences; how many tokens that were."""
+        id = self.id
+        if id is None or self.over:
+            return 0
+        for sequence, tokens in events.tokens_of.items():
+            self._gateway.tell(TokensReceived(now, id, tokens, sequence))
+        for sequence in events.ended:
+            self._gateway.tell(SequenceEnded(now, id, sequence))
+        return sum(events.tokens_of.values())
+
     @property
     def _relays(self) -> bool:
         """Whether the engine's answer can go on with a stream that is open already."""
@@ -281,8 +317,11 @@ class Exchange:
             self._failed_by_answer(now)
             return
         self.started = True
-        self._client.write(self._ending(as_events(self._answer.status, self._aside)))
+        self._client.write(self._ending(self._as_events(self._answer)))
         self._complete(now)
+
+    def _as_events(self, answer: ResponseHead) -> bytes:
+        return as_events(answer.status, self._aside, self.head.target.dialect, self.request_id)
 
     def _ending(self, events: bytes) -> bytes:
         """The end of a stream that is open."""
@@ -313,7 +352,7 @@ class Exchange:
         tier = self._gateway.core.tier_of(self.id) if self.id is not None else None
         line = b"" if tier is None else b"x-multislo-tier: %b\r\n" % tier.encode()
         self._client.write(
-            stream_head(self.request_id, line, head.cors, chunked=not head.http_1_0, close=self._close_after)
+            stream_head(self.request_id, line, self._extra, chunked=not head.http_1_0, close=self._close_after)
         )
 
     @property
@@ -360,8 +399,8 @@ class Exchange:
         if prompt is not None:
             self._gateway.tell(PromptMeasured(now, id, prompt))
             assert self._scan is not None
-            self._gateway.correct_estimate(self.head.target.route is Route.CHAT, self._scan, prompt)
-        if unseen > 0:
+            self._gateway.correct_estimate(self.head.target.route is not Route.COMPLETIONS, self._scan, prompt)
+        if unseen > 0 and self._sequences == 1:
             # The engine packs several tokens into one event, and said in the end how many there were.
             self._gateway.tell(TokensReceived(now, id, unseen))
         if self._model is not None:
@@ -403,7 +442,7 @@ class Exchange:
         answer = self._withheld
         if self._opened:
             assert self._answer is not None
-            answer = self._ending(as_events(self._answer.status, self._aside))
+            answer = self._ending(self._as_events(self._answer))
         self._client.answer(answer, close=self._close_after)
 
     def engine_lost(self, why: str) -> None:
@@ -438,7 +477,7 @@ class Exchange:
         body = self._answer_body
         if self._events is not None and (body.whole if isinstance(body, ChunkedBody) else self._opened):
             # The empty line ends whatever event the engine may have left incomplete.
-            event = b"\n\n" + error_event(fault)
+            event = b"\n\n" + error_event(fault, self.head.target.dialect, self.request_id)
             # No last chunk: with one, a client would take its connection for free and lose its next request to the close.
             self._client.write(event if self.head.http_1_0 else chunk(event))
             self._client.finished(close=True)
@@ -459,12 +498,14 @@ class Exchange:
             self._refuse_as_engine(outcome)
             return
         self._leave(outcome)
+        dialect = self.head.target.dialect
         if self._opened:
-            self._client.answer(self._ending(error_event(fault)), close=self._close_after)
+            self._client.answer(self._ending(error_event(fault, dialect, self.request_id)), close=self._close_after)
             return
         head = self.head
         close = not head.keep_alive or self._gateway.closing
-        answer = error_response(fault, self.request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD")
+        head_only = head.method == b"HEAD"
+        answer = error_response(fault, self.request_id, dialect, close=close, extra=head.cors, head_only=head_only)
         self._client.answer(answer, close=close)
 
     def client_gone(self) -> None:

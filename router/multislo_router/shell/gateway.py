@@ -29,7 +29,7 @@ from multislo_router.shell.head_memory import HeadMemory
 from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.models import Models
-from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount
+from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount, spread
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.request_reader import HeldBytes, Rules
 from multislo_router.shell.routes import Route, Routes, unknown
@@ -273,9 +273,9 @@ class Gateway:
             self.counters.requests += 1
             request_id = head.request_id or self.new_request_id()
             match head.target.route:
-                case Route.CHAT | Route.COMPLETIONS:
+                case Route.CHAT | Route.COMPLETIONS | Route.RESPONSES | Route.MESSAGES:
                     self._schedule(client, head, body, request_id)
-                case Route.RESPONSES | Route.MESSAGES | Route.PASSED:
+                case Route.PASSED:
                     self._pass_through(client, head, body, request_id)
                 case Route.MODELS:
                     document = json.dumps(self.models.answer(head.target.model)).encode()
@@ -298,7 +298,9 @@ class Gateway:
         self.counters.faults[fault.reason] += 1
         close = not head.keep_alive or self.closing
         client.answer(
-            error_response(fault, request_id, close=close, extra=head.cors, head_only=head.method == b"HEAD"),
+            error_response(
+                fault, request_id, head.target.dialect, close=close, extra=head.cors, head_only=head.method == b"HEAD"
+            ),
             close=close,
         )
 
@@ -308,31 +310,30 @@ class Gateway:
         exchange.refuse(fault)
 
     def _schedule(self, client: ClientConnection, head: RequestHead, body: bytes, request_id: bytes) -> None:
-        scan = scan_body(body)
+        scan = scan_body(body, head.target.route)
         slo = slo_of(head, scan.service_tier, self._tiers, self.settings)
         model = self.models.asked_for(scan.model)
         id = next(self._numbers)
         exchange = Exchange(self, client, head, body, request_id, id, scan, model)
         client.exchange = self.exchanges[id] = exchange
-        chat = head.target.route is Route.CHAT
+        chat = head.target.route is not Route.COMPLETIONS
         if scan.prompt_tokens is not None:
-            self._arrive(exchange, scan, slo, scan.prompt_tokens)
+            self._arrive(exchange, scan, slo, scan.prompts or (scan.prompt_tokens,))
         elif self._tokenizer is None or scan.text_bytes > self.settings.tokenize_max_bytes:
             tokens = self._estimates[chat].tokens(scan.text_bytes) + scan.image_tokens
-            self._arrive(exchange, scan, slo, tokens)
+            self._arrive(exchange, scan, slo, spread(tokens, scan.prompts))
         elif len(scan.prompt) <= self.settings.tokenize_inline_max_bytes:
-            tokens = self._tokenizer.tokens(scan.prompt, chat=chat) + scan.image_tokens
-            self._arrive(exchange, scan, slo, tokens)
+            self._arrive(exchange, scan, slo, _of_prompts(self._tokenizer.tokens(scan.prompt, chat=chat), scan))
         else:
             self._count_in_thread(exchange, scan, slo, self._tokenizer)
 
     def _count_in_thread(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, tokenizer: TokenizerCount) -> None:
-        chat = exchange.head.target.route is Route.CHAT
+        chat = exchange.head.target.route is not Route.COMPLETIONS
 
-        def arrive(counted: asyncio.Future[int]) -> None:
+        def arrive(counted: asyncio.Future[list[int]]) -> None:
             try:
                 if not exchange.over and not counted.cancelled():
-                    self._arrive(exchange, scan, slo, counted.result() + scan.image_tokens)
+                    self._arrive(exchange, scan, slo, _of_prompts(counted.result(), scan))
             except Fault as fault:
                 self._refuse(exchange, fault)
             except Exception as error:
@@ -342,17 +343,28 @@ class Gateway:
         exchange.awaits = self._loop.run_in_executor(self._threads, lambda: tokenizer.tokens(scan.prompt, chat=chat))
         exchange.awaits.add_done_callback(arrive)
 
-    def _arrive(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, prompt_tokens: int) -> None:
+    def _arrive(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, prompts: tuple[int, ...]) -> None:
+        """`prompts`: the tokens of each."""
         id = exchange.id
         assert id is not None
         exchange.awaits = None
         scan.prompt = b""  # a copy of most of the body, which may be held for minutes
         if not self._is_exact(exchange.head.target.route, scan):
             # It may be less: then the engine serves it, or says itself that it is too long.
-            prompt_tokens = max(1, min(prompt_tokens, self.core.length_max - (scan.output_tokens_max or 1)))
+            most = self.core.length_max - (scan.output_tokens_max or 1)
+            prompts = tuple([max(1, min(tokens, most)) for tokens in prompts])
         now = time.monotonic()
         event = RequestArrived(
-            now, id, prompt_tokens, scan.output_tokens_max, slo.tier, slo.ttft_s, slo.tpot_s, scan.streaming
+            now,
+            id,
+            sum(prompts),
+            scan.output_tokens_max,
+            slo.tier,
+            slo.ttft_s,
+            slo.tpot_s,
+            scan.streaming,
+            prompts=prompts if len(prompts) > 1 else (),
+            choices=scan.choices,
         )
         decisions = self._decide(event)
         self.decision_seconds.observe(time.monotonic() - now)
@@ -462,3 +474,10 @@ class Gateway:
         """An exception that nobody caught, on its way to the log."""
         error = context.get("exception")
         self.errors.report(Seam.LOOP, error if isinstance(error, BaseException) else None, str(context.get("message")))
+
+
+def _of_prompts(counted: list[int], scan: BodyScan) -> tuple[int, ...]:
+    """The tokens of each prompt, from those of each text."""
+    if len(scan.prompts) == len(counted):
+        return tuple(counted)
+    return spread(max(1, sum(counted) + scan.image_tokens), scan.prompts)

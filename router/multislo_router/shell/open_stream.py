@@ -8,7 +8,7 @@ goes wrong later becomes an event.
 import json
 from typing import Final
 
-from multislo_router.shell.errors import Fault, Reason, error_event
+from multislo_router.shell.errors import Dialect, Fault, Reason, error_event, event_of
 
 COMMENT: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]\n\n"
@@ -17,15 +17,15 @@ BOUNDARIES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 """Ends of an event: a comment in the middle of one would split it."""
 
 
-def stream_head(request_id: bytes, tier: bytes, cors: bytes, *, chunked: bool, close: bool) -> bytes:
-    """The head of an answer whose instance is not known yet; `tier` and `cors` are whole header lines."""
+def stream_head(request_id: bytes, tier: bytes, extra: bytes, *, chunked: bool, close: bool) -> bytes:
+    """The head of an answer whose instance is not known yet; `tier` and `extra` are whole header lines."""
     return (
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
         b"x-request-id: %b\r\n%b%b%b%b\r\n"
     ) % (
         request_id,
         tier,
-        cors,
+        extra,
         b"transfer-encoding: chunked\r\n" if chunked else b"",
         b"connection: close\r\n" if close else b"",
     )
@@ -35,15 +35,16 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def as_events(status: int, content: bytes) -> bytes:
+def as_events(status: int, content: bytes, dialect: Dialect, request_id: bytes) -> bytes:
     """An engine's answer that is no stream of events, as the end of one: an error, or a whole answer."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
         document = None
-    if not isinstance(document, dict) or (status >= 400 and not document.get("error")):
-        said = content[:1000].decode("utf-8", "replace").strip()
-        return error_event(Fault(Reason.ENGINE_FAILED, f"the engine answered {status}: {said}"))
-    line = content.strip()
-    event = b"data: " + (json.dumps(document).encode() if b"\n" in line or b"\r" in line else line) + b"\n\n"
-    return event if status >= 400 else event + DONE
+    if isinstance(document, dict):
+        if status >= 400 and document.get("error"):
+            return event_of(document, dialect)
+        if status < 400 and dialect is Dialect.OPENAI:
+            return event_of(document, dialect) + DONE
+    said = content[:1000].decode("utf-8", "replace").strip()
+    return error_event(Fault(Reason.ENGINE_FAILED, f"the engine answered {status}: {said}"), dialect, request_id)

@@ -45,6 +45,14 @@ class LengthEstimate:
         self._tokens = self._tokens * keep + weight * ratio
 
 
+def spread(tokens: int, prompts: tuple[int, ...]) -> tuple[int, ...]:
+    """`tokens` of several prompts in all, by the size of each."""
+    if not prompts:
+        return (tokens,)
+    each = tokens / max(1, sum(prompts))
+    return tuple([max(1, round(size * each)) for size in prompts])
+
+
 class _Encoding(Protocol):
     def __len__(self) -> int: ...
 
@@ -61,8 +69,8 @@ class TokenizerCount:
 
         self._tokenizer = cast(_Tokenizer, Tokenizer.from_file(str(path)))
 
-    def tokens(self, prompt: bytes, *, chat: bool) -> int:
-        """Of the JSON of a prompt or of messages."""
+    def tokens(self, prompt: bytes, *, chat: bool) -> list[int]:
+        """Of each text in the JSON of a prompt or of messages."""
         texts = prompt_texts(prompt)
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -70,5 +78,5 @@ class TokenizerCount:
             raise
         except BaseException as error:  # a panic of its Rust is no Exception
             raise RuntimeError(f"the tokenizer failed: {error}") from error
-        counted = sum(map(len, encodings))
-        return max(1, counted + (CHAT_OVERHEAD_TOKENS * len(texts) if chat else 0))
+        overhead = CHAT_OVERHEAD_TOKENS if chat else 0
+        return [len(encoding) + overhead for encoding in encodings]

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from multislo_router.shell.errors import Fault, Reason
+from multislo_router.shell.errors import Dialect, Fault, Reason
 
 
 class Route(Enum):
@@ -91,6 +91,13 @@ class Target:
     """The methods of the path, as the header `Allow` lists them."""
 
     @property
+    def dialect(self) -> Dialect:
+        """In which form its clients expect errors."""
+        if self.is_anthropic:
+            return Dialect.ANTHROPIC
+        return Dialect.RESPONSES if self.route is Route.RESPONSES else Dialect.OPENAI
+
+    @property
     def is_anthropic(self) -> bool:
         """Whether its clients speak Anthropic's dialect: they show their key as `x-api-key`."""
         return self.path == MESSAGES or self.path.startswith(MESSAGES + b"/")
@@ -153,7 +160,8 @@ def unknown(method: bytes, target: Target) -> Fault:
         allow = target.allow.decode()
         message = f"{method.decode()} {path}: the method must be one of {allow}"
         return Fault(Reason.METHOD_NOT_ALLOWED, message, allow=allow)
-    return Fault(Reason.NOT_FOUND, f"{method.decode()} {path}: there is no such path")
+    why = "responses are not stored here" if path.startswith("/v1/responses/") else "there is no such path"
+    return Fault(Reason.NOT_FOUND, f"{method.decode()} {path}: {why}")
 
 
 def normalised(path: bytes) -> bytes:

@@ -130,13 +130,13 @@ async def test_a_client_that_stops_reading_for_good_is_given_up(kit: Any) -> Non
 
 async def test_pipelined_requests_are_answered_in_order(kit: Any) -> None:
     async def script(line: Any, asked: Any) -> None:
-        await asyncio.sleep(0.03 if asked.json["n"] % 2 else 0)
-        await line.send(kit.sized(b"%d" % asked.json["n"]))
+        await asyncio.sleep(0.03 if asked.json["number"] % 2 else 0)
+        await line.send(kit.sized(b"%d" % asked.json["number"]))
 
     stage = await kit.stage(script)
     client = await stage.client()
     models = b"GET /v1/models HTTP/1.1\r\nhost: r\r\n\r\n"
-    requests = [kit.post(kit.CHAT | {"n": n}) for n in range(6)]
+    requests = [kit.post(kit.CHAT | {"number": n}) for n in range(6)]
 
     await client.send(b"".join(requests[:3]) + models + requests[3])
     await asyncio.sleep(0.01)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from multislo_router.shell.body_scan import scan_body, with_fields
 from multislo_router.shell.errors import Fault
 from multislo_router.shell.response_head import ChunkedBody, EngineSpokeNonsense
+from multislo_router.shell.routes import Route
 from multislo_router.shell.sse import EVENT_MAX_BYTES, EventCount, WholeAnswer
 
 
@@ -193,7 +194,7 @@ def test_a_body_is_read_as_json_reads_it(
     )
     truth = json.loads(body)
 
-    scan = scan_body(body)
+    scan = scan_body(body, Route.CHAT if "messages" in truth else Route.COMPLETIONS)
 
     limit = truth.get("max_completion_tokens")
     assert scan.streaming is (truth.get("stream") is True)
@@ -213,7 +214,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     except (ValueError, RecursionError):
         legal = False
     try:
-        scan_body(body)
+        scan_body(body, Route.CHAT)
         accepted = True
     except Fault:
         accepted = False
@@ -225,7 +226,7 @@ def test_a_long_prompt_is_read_like_a_short_one() -> None:
     body = json.dumps(
         {"model": "llama", "messages": [{"role": "user", "content": "word \n" * 40_000}], "stream": True}
     ).encode()
-    scan = scan_body(body)
+    scan = scan_body(body, Route.CHAT)
     assert scan.streaming
     assert scan.text_bytes > 220_000
 
