@@ -70,6 +70,32 @@ async def test_an_uninstall_leaves_nothing_but_what_the_user_owns(scene: Scene, 
     assert (await scene.api.get(CRD))["metadata"]["name"] == "multisloservings.multislo.dev"
 
 
+def rendered(release: str, namespace: str, values: dict[str, Any]) -> str:
+    """As Argo CD and Flux render it: without a cluster."""
+    with helm.Chart.load(OPERATOR) as chart:
+        files = chart.render(values, name=release, namespace=namespace)
+    objects = [each for path, text in files.items() if path.endswith(".yaml") for each in yaml.safe_load_all(text)]
+    return yaml.safe_dump_all([each for each in objects if each])
+
+
+async def test_after_a_sync_nothing_of_chart_and_fleet_differs(scene: Scene) -> None:
+    await scene.add_nodes(1, gpus=8, processes=True)
+    fleet = yaml.safe_load((ROOT / "examples" / "kubernetes" / "emulated.yaml").read_text())
+    fleet["metadata"] = {"name": "llama", "namespace": scene.namespace}
+    values = {"watchNamespaces": [scene.namespace], "image": {"tag": "e2e"}, "replicas": 1}
+    synced = f"{rendered('multislo', scene.namespace, values)}\n---\n{yaml.safe_dump(fleet)}"
+    scene.kubectl("apply", "-f", "-", given=synced)
+
+    async def fleet_is_ready() -> None:
+        ready = condition(scene.get("mslo", "llama"), "Ready")
+        assert ready.get("status") == "True", ready
+
+    await wait_for("the fleet is ready", fleet_is_ready, 120)
+    again = f"{rendered('multislo', scene.namespace, values)}\n---\n{yaml.safe_dump(fleet)}"
+    scene.kubectl("diff", "-f", "-", given=again)  # It exits with 1 where something differs.
+    scene.kubectl("diff", "--server-side", "--force-conflicts", "-f", "-", given=again)
+
+
 async def test_a_cluster_wide_install_leaves_nothing_in_the_cluster_either(scene: Scene) -> None:
     name = f"op-{scene.namespace}"
     with config(scene.cluster, scene.namespace) as release:

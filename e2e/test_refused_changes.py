@@ -1,5 +1,6 @@
 """What a real API server and its admission refuse, and what goes on all the same. On fake nodes, whose pods are only said to run."""
 
+import asyncio
 import contextlib
 import copy
 import time
@@ -175,6 +176,41 @@ async def refused(fleets: Fleets) -> None:
     with contextlib.suppress(Refused):
         await fleets.scene.api.request("POST", path, probe, query={"dryRun": "All"})
         raise AssertionError("not yet")
+
+
+WEBHOOK = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: NAME}
+webhooks:
+  - name: hangs.e2e.multislo.dev
+    clientConfig: {url: "https://127.0.0.1:PORT/"}
+    rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [services]}]
+    namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: SPACE}}
+    admissionReviewVersions: [v1]
+    sideEffects: None
+    timeoutSeconds: 30
+"""
+
+
+async def test_a_webhook_that_hangs_is_named_and_the_fleet_is_made_without_the_object(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    fleets.scene.start_many_routers()
+    silent = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
+    space, port = fleets.scene.namespace, silent.sockets[0].getsockname()[1]
+    webhook = WEBHOOK.replace("NAME", f"hangs-{space}").replace("SPACE", space).replace("PORT", str(port))
+    fleets.scene.kubectl("apply", "-f", "-", given=webhook)
+    try:
+        fleets.operator()
+        fleets.scene.apply(fleet(tiers=[CHAT]))
+        message = await fleets.says("ChangeRefused", "ChangeRefused", timeout_s=180)
+        assert "Service fleet: " in message
+        assert "hangs.e2e.multislo.dev" in message
+        await fleets.runs(chat=1, timeout_s=180)
+    finally:
+        fleets.scene.kubectl("delete", "-f", "-", given=webhook)
+        silent.close()
+    await fleets.says("Ready", "Serving", timeout_s=120)
 
 
 async def test_a_refused_service_is_told_and_the_fleet_is_made_without_it(fleets: Fleets) -> None:

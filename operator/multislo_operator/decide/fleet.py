@@ -84,7 +84,7 @@ class InstanceObserved:
     batch_tokens: int = 0
     """Token budget of an iteration that it was started with; 0 where the engine sets its own by deadlines."""
     unplaced: bool = False
-    """It starts, but no node has room for it. It will start when one has; another would wait as well."""
+    """It waits for a place: no node has room for it, or others hold the budget. Another would wait as well."""
 
     def has_failed_to_start(self, spec: FleetSpec) -> bool:
         """It has never been ready, and nobody can say when it will be."""

@@ -359,11 +359,12 @@ def _shrink_over_limits(draft: Draft, wanted: Mapping[str, Goal]) -> None:
 
 def _say_what_does_not_come_up(draft: Draft) -> None:
     for tier in (*(tier.name for tier in draft.spec.tiers), None):
-        if draft.held_back(tier):
-            names = ", ".join(seen.id for seen in draft.failed_starts(tier)) or "what was started last"
-            where = tier or "the warm pool"
-            draft.hold(
-                HoldCause.NOT_COMING_UP,
-                f"{names} did not come up; {where} starts no other in its place before it is time to try again",
-                tier,
-            )
+        if not draft.held_back(tier):
+            continue
+        failed, where = draft.failed_starts(tier), tier or "the warm pool"
+        names = ", ".join(seen.id for seen in failed) or "what was started last"
+        if failed and all(seen.unplaced for seen in failed):
+            why = f"{where} waits for a place for {names}"
+        else:
+            why = f"{names} did not come up; {where} starts no other in its place before it is time to try again"
+        draft.hold(HoldCause.NOT_COMING_UP, why, tier)

@@ -38,6 +38,8 @@ from multislo_operator.kubernetes.wire import Json
 
 LOG = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 10.0
+ANSWER_WITHIN_S = 8
+"""What the API server is told of our patience: it then answers what it waited for, such as the name of a webhook that hangs."""
 CONNECT_TIMEOUT_S = 5.0
 CALLS_AT_ONCE = 16
 """More would only queue in the API server, which then sheds us by its own fairness (429)."""
@@ -266,6 +268,7 @@ class Api:
     ) -> Json:  # fmt: skip
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         self.calls.made[verb, kind.name] += 1
+        path += f"{'&' if '?' in path else '?'}timeout={ANSWER_WITHIN_S}s"
         try:
             async with self._slots:
                 response = await self._send(method, path, body, style, timeout, accept)
@@ -378,4 +381,6 @@ def _place(object: Json) -> str:
 def _words(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"{error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
     return str(error) or type(error).__name__

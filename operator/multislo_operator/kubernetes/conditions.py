@@ -1,6 +1,6 @@
 """What is said of a resource: its conditions, a row for each tier, its accelerators and notes. Pure; used by `reconcile`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -200,6 +200,9 @@ def _workloads(picture: Picture) -> Judgement:
         causes = [cause for tier in short if (cause := _trouble(picture, tier)) is not None]
         if causes:
             return False, causes[0].reason, f"not ready: {counts}. {'; '.join(cause.message for cause in causes)}"
+        holders = places.holders(picture.engines, _members(picture)) if _waits_for_a_place(picture, short) else []
+        if holders:
+            return False, "BudgetHeld", f"not ready: {counts}. {'; '.join(holders)}"
         return False, "InstancesStarting", f"not ready yet: {counts}"
     if rolled.tiers:
         tiers = ", ".join(_title(tier) for tier in rolled.tiers)
@@ -226,6 +229,15 @@ def _short_of_minimum(picture: Picture) -> dict[str, tuple[int, int]]:
         if ready < least:
             short[tier.name] = (ready, least)
     return short
+
+
+def _waits_for_a_place(picture: Picture, tiers: Iterable[str]) -> bool:
+    return any(workload.to_come > 0 for tier in tiers if (workload := picture.workloads.get(tier)) is not None)
+
+
+def _members(picture: Picture) -> set[str]:
+    """The fleet's pods; the others are out of it by their labels."""
+    return {pod.name for workload in picture.workloads.values() for pod in workload.pods}
 
 
 def _trouble(picture: Picture, tier: str) -> Cause | None:
@@ -306,7 +318,11 @@ def _why(picture: Picture, plan: TierPlan, tier: str) -> str:
     """Why it has as many as it has, what keeps some from serving, and who holds the places that it waits for."""
     cause, workload = _trouble(picture, tier), picture.workloads.get(tier)
     waits = workload is not None and workload.to_come > 0
-    parts = [plan.reason, "" if cause is None else cause.message, *(places.ending(picture.engines) if waits else ())]
+    parts = [
+        plan.reason,
+        "" if cause is None else cause.message,
+        *(places.holders(picture.engines, _members(picture)) if waits else ()),
+    ]
     return cut("; ".join(part for part in parts if part))
 
 
@@ -355,8 +371,7 @@ def _notes(picture: Picture) -> list[str]:
     for workload in picture.workloads.values():
         if workload.kept_outside(picture.at) and workload.outside is not None:
             notes.append(f"{workload.outside.manager} holds the replicas of {workload.name}")
-    members = {pod.name for workload in picture.workloads.values() for pod in workload.pods}
-    notes += places.left(picture.engines, members)
+    notes += places.left(picture.engines, _members(picture))
     return notes
 
 

@@ -20,21 +20,25 @@ def silent(pods: Sequence[EnginePod]) -> list[str]:
     )
 
 
-def ending(pods: Sequence[EnginePod]) -> list[str]:
-    """Those that are being deleted."""
+def holders(pods: Sequence[EnginePod], members: Collection[str]) -> list[str]:
+    """Those that are being deleted, or belong to the fleet no more, and still count. `members` by name."""
     found = [pod for pod in pods if pod.terminating and pod.holds_place and pod.silent_at is None]
-    return _few(f"{pod.name}, which is being deleted, holds its place until it has ended" for pod in found)
+    ending = (f"{pod.name}, which is being deleted, holds its place until it has ended" for pod in found)
+    return _few(ending) + _few(_out(pods, members))
 
 
 def left(pods: Sequence[EnginePod], members: Collection[str]) -> list[str]:
     """Those that belong to the fleet no more and are still there. `members` by name."""
     lost = (f"{pod.name} was on node {pod.node}, which is lost: it does not count any more" for pod in pods if pod.lost)
-    out = (
+    return _few(lost) + _few(_out(pods, members))
+
+
+def _out(pods: Sequence[EnginePod], members: Collection[str]) -> Iterable[str]:
+    return (
         f"{pod.name} is out of the fleet by its labels: it gets no requests, and holds its accelerators until it is deleted"
         for pod in pods
         if pod.name not in members and pod.holds_place and not pod.terminating
     )
-    return _few(lost) + _few(out)
 
 
 def _few(words: Iterable[str]) -> list[str]:

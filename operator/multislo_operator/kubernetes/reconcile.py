@@ -40,7 +40,8 @@ LOOK_PENDING_S = 0.25
 TROUBLE_KEPT_S = 900.0
 """A trouble that is back within this time is the same one. The kubelet tries a crashing container again after five minutes at most."""
 UNPLACED_AFTER_S = 30.0
-"""A pod that no node has room for counts as starting for this long. It may take the place of a pod that is going."""
+"""A pod that no node has room for, or no place in the budget, counts as starting for this long. It may take the place of a pod that is
+going."""
 LOOK_BUSY_S, BUSY = 0.5, 0.5
 """While an instance is loaded more than this, or there is none: requests may wait soon."""
 
@@ -315,7 +316,8 @@ def _present(workload: Workload, at: datetime, now: float, to_come_since: dict[s
     for index in range(workload.to_come):
         id = gated[index] if index < len(gated) else f"{workload.name} ({index + 1} to come)"
         since = to_come_since.setdefault(id, now)
-        found.append(_Present(id, tier, InstanceState.STARTING, since, False, budget, False))
+        unplaced = now - since > UNPLACED_AFTER_S
+        found.append(_Present(id, tier, InstanceState.STARTING, since, False, budget, unplaced))
     return found
 
 

@@ -27,7 +27,7 @@ from multislo_api.fleet import InstanceList
 from multislo_operator.kubernetes import cache as caches
 from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.apply import Applier
-from multislo_operator.kubernetes.changes import Apply, CreateSecret
+from multislo_operator.kubernetes.changes import Apply, CreateSecret, Note
 from multislo_operator.kubernetes.client import Api, Kind, Refused, ServerFault, Unreachable
 from multislo_operator.kubernetes.pods import NODE_LOST_S
 from multislo_operator.kubernetes.reconcile import OperatorSettings, Outcome, ResourceMemory, reconcile
@@ -177,6 +177,8 @@ class Life:
     moved: dict[str, float] = field(default_factory=dict)
     let_go_before: int = 0
     journal: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    """The events of all looks."""
     stepping: bool = False
 
     def __post_init__(self) -> None:
@@ -224,6 +226,7 @@ class Life:
         return outcome
 
     def note(self, outcome: Outcome) -> None:
+        self.notes += outcome.notes
         for change in self.asked(outcome):
             self.say(f"operator: {change}")
 

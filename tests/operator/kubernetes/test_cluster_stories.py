@@ -330,6 +330,20 @@ def test_a_pod_whose_tier_label_is_removed_gets_no_request_and_is_replaced_withi
     assert out not in told.fleet or told.fleet[out].state == "draining"
     assert len(life.ready("realtime")) == 1, "it holds its accelerator, and the budget has no other"
     assert any(out in note for note in life.outcome.status["notes"])  # type: ignore[union-attr]
+    counted = {
+        name: life.cluster.get("Deployment", name)["spec"]["replicas"] for name in ("llama-realtime", "llama-batch")
+    }
+    said = len(life.notes)
+    for _ in range(10):
+        life.run(60)
+        assert (judged(life, "WorkloadsReady")["status"], judged(life, "WorkloadsReady")["reason"]) == (
+            "False",
+            "BudgetHeld",
+        )
+        assert f"realtime 1 of 2. {out} is out of the fleet" in judged(life, "WorkloadsReady")["message"]
+        assert "realtime waits for a place" in judged(life, "ScalingReady")["message"]
+    assert {name: life.cluster.get("Deployment", name)["spec"]["replicas"] for name in counted} == counted
+    assert not life.notes[said:], "what waits for a place is not tried again and again"
 
     spec["scaling"]["acceleratorsMax"] = 5
     life.edit(spec)
