@@ -15,7 +15,7 @@ import aiohttp
 
 from cluster.api import APPLY, MERGE, Object
 from cluster.processes import Process
-from cluster.scene import Scene, condition, wait_for
+from cluster.scene import WAIT_S, Scene, condition, wait_for
 from traffic import Traffic
 
 CRD = Path(__file__).parent.parent / "crds" / "multisloservings.yaml"
@@ -25,8 +25,6 @@ TIER = "multislo.dev/tier"
 COMPONENT = "app.kubernetes.io/component"
 LONG = 4096
 """Prompt tokens of a request that fills a tenth of an instance for a second: much load from few requests."""
-STARTED_S = 90.0
-"""Generous: a loaded machine starts a Python process in seconds."""
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -106,7 +104,7 @@ class Fleet:
         assert reason in (None, found.get("reason")), found
         return found
 
-    async def becomes(self, kind: str, status: str, reason: str | None = None, timeout_s: float = STARTED_S) -> float:
+    async def becomes(self, kind: str, status: str, reason: str | None = None, timeout_s: float = WAIT_S) -> float:
         """When, by the monotonic clock."""
         await wait_for(f"{kind} is {status} {reason or ''}", lambda: self.says(kind, status, reason), timeout_s, 0.05)
         return time.monotonic()
@@ -142,7 +140,7 @@ class Fleet:
     def routers(self) -> list[Life]:
         return [life for life in self.lives.values() if life.component == "router" and life.gone_at is None]
 
-    async def has(self, timeout_s: float = STARTED_S, **instances: int) -> None:
+    async def has(self, timeout_s: float = WAIT_S, **instances: int) -> None:
         """So many answering instances in each tier (`warm` for the pool) that do not drain, and no other running ones."""
 
         async def so() -> None:
@@ -153,7 +151,7 @@ class Fleet:
 
         await wait_for(f"the fleet has {instances}", so, timeout_s)
 
-    async def counts(self, timeout_s: float = STARTED_S, **replicas: int) -> None:
+    async def counts(self, timeout_s: float = WAIT_S, **replicas: int) -> None:
         """So many replicas are asked for in each tier."""
 
         async def so() -> None:
@@ -187,7 +185,7 @@ class Fleet:
                 assert not left, left
                 assert not held, held
 
-        await wait_for("the routers count no request any more", so, 20)
+        await wait_for("the routers count no request any more", so)
 
     async def door_of(self, router: str) -> str:
         pod = await self.scene.api.get(f"/api/v1/namespaces/{self.scene.namespace}/pods/{router}")
@@ -317,7 +315,7 @@ def figures(story: str, **values: object) -> None:
             file.write(line + "\n")
 
 
-async def until(what: str, so: Callable[[], bool], timeout_s: float = STARTED_S) -> float:
+async def until(what: str, so: Callable[[], bool], timeout_s: float = WAIT_S) -> float:
     """When it was so, by the monotonic clock."""
 
     async def check() -> None:

@@ -68,7 +68,7 @@ async def test_a_memory_quota_that_stops_engines_is_named_everywhere_until_it_is
     fleets.scene.kubectl("delete", "resourcequota", "small")
     # The ReplicaSet's controller tries again when it wants to; a new template wakes it.
     fleets.scene.apply(fleet(tiers=[CHAT], pods={"e2e/try": "again"}))
-    await fleets.says("Ready", "Serving", timeout_s=120)
+    await fleets.says("Ready", "Serving")
 
 
 async def test_a_quota_that_stops_the_router_is_the_reason_of_router_ready(fleets: Fleets) -> None:
@@ -122,7 +122,7 @@ async def test_a_taint_is_in_the_schedulers_words_and_goes_away_with_it(fleets: 
     await said_once(fleets, "Unschedulable", "fleet-router")
 
     fleets.scene.kubectl("taint", "node", node, "team-")
-    await fleets.says("Ready", "Serving", timeout_s=120)
+    await fleets.says("Ready", "Serving")
 
 
 async def test_a_claim_that_nobody_made_is_a_volume_that_is_not_there(fleets: Fleets) -> None:

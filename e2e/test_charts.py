@@ -90,7 +90,7 @@ async def test_after_a_sync_nothing_of_chart_and_fleet_differs(scene: Scene) -> 
         ready = condition(scene.get("mslo", "llama"), "Ready")
         assert ready.get("status") == "True", ready
 
-    await wait_for("the fleet is ready", fleet_is_ready, 120)
+    await wait_for("the fleet is ready", fleet_is_ready)
     again = f"{rendered('multislo', scene.namespace, values)}\n---\n{yaml.safe_dump(fleet)}"
     scene.kubectl("diff", "-f", "-", given=again)  # It exits with 1 where something differs.
     scene.kubectl("diff", "--server-side", "--force-conflicts", "-f", "-", given=again)
@@ -141,10 +141,10 @@ async def test_the_operator_makes_its_key_once_and_a_kept_one_is_found_by_the_ne
 
     with config(scene.cluster, scene.namespace) as release:
         release.install(OPERATOR, "multislo", values)
-        key = await wait_for("the operator has made its key", made, 120)
+        key = await wait_for("the operator has made its key", made)
         release.uninstall("multislo")
         release.install(OPERATOR, "multislo", values)
-        await wait_for("the next install leads", leads, 120)
+        await wait_for("the next install leads", leads)
         again = await made()
         release.uninstall("multislo")
 
@@ -190,7 +190,7 @@ async def test_the_installed_operator_brings_a_fleet_up_under_the_rights_of_the_
 
         await wait_for("both replicas are ready", both_run)
         await wait_for("one of them leads", one_leads)
-        await wait_for("the fleet is ready", fleet_is_ready, 120)
+        await wait_for("the fleet is ready", fleet_is_ready)
         operators = await scene.pods(**{"app.kubernetes.io/component": "operator"})
         logs = [scene.pod_log(pod["metadata"]["name"], "operator") for pod in operators]
         release.upgrade(OPERATOR, "multislo", values | {"podAnnotations": {"changed": "yes"}})

@@ -103,7 +103,7 @@ async def test_a_lost_nodes_pods_are_evicted_and_made_again_on_another(scene: Sc
 
     await wait_for("it runs on the preferred node", lambda: runs_on(lost))
     await scene.lose_node(lost)
-    await wait_for("it runs on the other node", lambda: runs_on(other), 90)
+    await wait_for("it runs on the other node", lambda: runs_on(other))
     await scene.find_node(lost)
 
 

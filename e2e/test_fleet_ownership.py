@@ -13,7 +13,6 @@ from cluster.fleets import BATCH, CHAT, Fleets, figure, fleet, tier, uids
 from cluster.processes import Process
 from cluster.scene import Scene, wait_for
 
-COLLECTED_S = 120.0
 """The garbage collector hears of a kind that has just been made known with its next look at the API, half a minute later at worst."""
 
 
@@ -35,7 +34,7 @@ async def test_what_is_deleted_while_the_operator_is_down_is_gone_for_good(fleet
 
     fleets.scene.kubectl("delete", "mslo/fleet")
     deleted_at = time.monotonic()
-    await wait_for("all that was the fleet's is collected", lambda: nothing_left(fleets), COLLECTED_S)
+    await wait_for("all that was the fleet's is collected", lambda: nothing_left(fleets))
     figure("deleted without an operator", collected_s=round(time.monotonic() - deleted_at, 2))
 
     operator.start()
@@ -53,7 +52,7 @@ async def test_a_deleted_fleet_is_collected_and_one_of_its_name_begins_anew(flee
     earlier = uids(await fleets.engines("chat"))
 
     fleets.scene.kubectl("delete", "mslo/fleet")
-    await wait_for("all that was the fleet's is collected", lambda: nothing_left(fleets), COLLECTED_S)
+    await wait_for("all that was the fleet's is collected", lambda: nothing_left(fleets))
     await wait_for("it looks after nothing", lambda: looks_after(fleets, operator, 0))
     await fleets.is_quiet(operator)
 
@@ -97,7 +96,7 @@ async def test_a_name_that_another_fleet_has_is_left_to_it(fleets: Fleets) -> No
     await fleets.runs("a-b", c=2)
 
     fleets.scene.kubectl("delete", "mslo/a-b")
-    await fleets.runs("a", timeout_s=COLLECTED_S, chat=1, **{"b-c": 1})
+    await fleets.runs("a", chat=1, **{"b-c": 1})
     await fleets.rests(operator)
     assert (await fleets.told("WorkloadsReady", "a"))[1] != "NameTaken"
 

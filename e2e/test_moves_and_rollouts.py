@@ -12,10 +12,9 @@ import pytest
 import pytest_asyncio
 
 from cluster.scene import Scene
-from fleet_story import STARTED_S, Fleet, Life, a_fleet, figures, scaling, spec, tier, until
+from fleet_story import Fleet, Life, a_fleet, figures, scaling, spec, tier, until
 from traffic import Flow, Traffic
 
-ROLLED_S = 150.0
 HOST = "kubernetes.io/hostname"
 
 
@@ -89,7 +88,7 @@ async def test_a_new_template_rolls_one_instance_at_a_time_each_drained_first(fl
         await asyncio.sleep(3.0)
         begun = time.monotonic()
         await fleet.change({"engine": {"podTemplate": {"metadata": {"annotations": {"e2e": "the next"}}}}})
-        await until("all old ones have gone", lambda: all(life.gone_at for life in old), ROLLED_S)
+        await until("all old ones have gone", lambda: all(life.gone_at for life in old))
         await fleet.has(chat=2, batch=1)
         rolled_at = time.monotonic()
         await fleet.becomes("WorkloadsReady", "True", "InstancesReady")
@@ -173,7 +172,7 @@ async def test_a_router_roll_out_drops_no_stream(fleet: Fleet) -> None:
         stricter = tiers(1, 1)
         stricter[0]["slo"]["ttft"] = "400ms"
         await fleet.change({"tiers": stricter})
-        await until("the old router has gone", lambda: all(life.gone_at for life in old), ROLLED_S)
+        await until("the old router has gone", lambda: all(life.gone_at for life in old))
         rolled_at = time.monotonic()
         door = await fleet.door_of(fleet.routers()[0].name)
         await until("the new one serves", lambda: any(s.door == door and s.tokens for s in traffic.streams))
@@ -218,9 +217,9 @@ async def test_instances_of_a_lost_node_are_replaced_elsewhere(fleet: Fleet) -> 
         def answering() -> set[str]:
             return {life.name for life in fleet.answering("chat")}
 
-        replaced_at = await until("two answer on the other node", lambda: len(answering() - gone) >= 2, STARTED_S)
+        replaced_at = await until("two answer on the other node", lambda: len(answering() - gone) >= 2)
         # The load may have brought the second one before anybody knew that the node is lost.
-        await until("the lost ones are given up", lambda: not answering() & gone, STARTED_S)
+        await until("the lost ones are given up", lambda: not answering() & gone)
         await fleet.becomes("Ready", "True")
         steady_at = time.monotonic()
         await asyncio.sleep(5.0)

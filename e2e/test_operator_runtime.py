@@ -149,7 +149,7 @@ async def test_a_killed_leader_is_followed_and_nothing_is_done_twice(runtime: Ru
     leading.kill()
     killed_at = time.monotonic()
     assert await leader(runtime, stand_in) is stand_in
-    assert time.monotonic() - killed_at < TAKEOVER_S + 5.0
+    assert time.monotonic() - killed_at < 4 * TAKEOVER_S
     await settled(runtime, stand_in)
 
     after = {name: found["metadata"]["resourceVersion"] for name, found in (await runtime.deployments()).items()}
@@ -168,7 +168,7 @@ async def test_a_leader_that_is_stopped_hands_over_at_once(runtime: Runtime) -> 
     stopped_at = time.monotonic()
     assert first.stop() == 0
     await leader(runtime, second)
-    assert time.monotonic() - stopped_at < 6.0
+    assert time.monotonic() - stopped_at < TAKEOVER_S, "it did not wait for the Lease to run out"
 
 
 async def test_a_leader_that_was_frozen_writes_nothing_more(runtime: Runtime) -> None:
@@ -291,7 +291,7 @@ async def test_what_vanished_while_it_did_not_look_is_noticed(runtime: Runtime) 
         metrics = await runtime.metrics(operator)
         assert metrics["multislo_operator_fleets"] == 1
 
-    await wait_for("one Deployment is there again, the other fleet stays away", back, 90)
+    await wait_for("one Deployment is there again, the other fleet stays away", back)
     await wait_for("and it rests", lambda: runtime.is_quiet(operator))
 
 

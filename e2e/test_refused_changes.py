@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import copy
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import pytest_asyncio
 from cluster.api import Object, Refused
 from cluster.fleets import BATCH, CHAT, Fleets, fleet, gated, tier, uids
 from cluster.scene import Scene, wait_for
-
-TOLD_S = 60.0
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -59,7 +56,7 @@ async def test_a_pod_template_that_the_server_refuses_stops_neither_gates_nor_sc
     before = uids([*await fleets.engines("chat"), *await fleets.engines("batch")])
 
     fleets.scene.apply(with_pods(good, spec))
-    message = await fleets.says("ChangeRefused", "ChangeRefused", timeout_s=TOLD_S)
+    message = await fleets.says("ChangeRefused", "ChangeRefused")
     assert words in message
     assert "Deployment fleet-chat" in message
     status, reason, told = await fleets.told("Ready")
@@ -96,7 +93,7 @@ async def test_pods_that_admission_would_refuse_are_found_before_a_roll_out_begi
     generation = (await fleets.deployment("fleet-chat"))["metadata"]["generation"]
 
     fleets.scene.apply(with_pods(good, {"hostNetwork": True}))
-    message = await fleets.says("ChangeRefused", "ChangeRefused", timeout_s=TOLD_S)
+    message = await fleets.says("ChangeRefused", "ChangeRefused")
     assert 'violates PodSecurity "restricted:latest"' in message
     assert (await fleets.deployment("fleet-chat"))["metadata"]["generation"] == generation
     assert uids(await fleets.engines("chat")) == before
@@ -107,7 +104,7 @@ async def test_pods_that_admission_would_refuse_are_found_before_a_roll_out_begi
     async def rolled() -> None:
         assert uids(await fleets.engines("chat")).isdisjoint(before)
 
-    await wait_for("the mended template is rolled out", rolled, 120)
+    await wait_for("the mended template is rolled out", rolled)
 
 
 POLICY = """
@@ -151,9 +148,9 @@ async def test_an_upgraded_operator_that_meets_a_new_policy_stops_nothing_that_r
     policy = POLICY.replace("NAME", f"no-{space}").replace("SPACE", space).replace("RESOURCES", resources)
     fleets.scene.kubectl("apply", "-f", "-", given=policy)
     try:
-        await wait_for("the policy is in force", lambda: refused(fleets), 60)
+        await wait_for("the policy is in force", lambda: refused(fleets))
         fleets.operator(image="multislo:0.1.1")
-        message = await fleets.says("ChangeRefused", "ChangeRefused", timeout_s=TOLD_S)
+        message = await fleets.says("ChangeRefused", "ChangeRefused")
         assert "the platform team says no" in message
 
         victim = (await fleets.engines("batch"))[0]["metadata"]["name"]
@@ -165,8 +162,8 @@ async def test_an_upgraded_operator_that_meets_a_new_policy_stops_nothing_that_r
         assert len(await fleets.events("ChangeRefused")) < 30
     finally:
         fleets.scene.kubectl("delete", "-f", "-", given=policy)
-    await fleets.says("ChangeRefused", "NothingRefused", timeout_s=120)
-    await fleets.says("Ready", "Serving", timeout_s=120)
+    await fleets.says("ChangeRefused", "NothingRefused")
+    await fleets.says("Ready", "Serving")
 
 
 async def refused(fleets: Fleets) -> None:
@@ -203,14 +200,14 @@ async def test_a_webhook_that_hangs_is_named_and_the_fleet_is_made_without_the_o
     try:
         fleets.operator()
         fleets.scene.apply(fleet(tiers=[CHAT]))
-        message = await fleets.says("ChangeRefused", "ChangeRefused", timeout_s=180)
+        message = await fleets.says("ChangeRefused", "ChangeRefused")
         assert "Service fleet: " in message
         assert "hangs.e2e.multislo.dev" in message
-        await fleets.runs(chat=1, timeout_s=180)
+        await fleets.runs(chat=1)
     finally:
         fleets.scene.kubectl("delete", "-f", "-", given=webhook)
         silent.close()
-    await fleets.says("Ready", "Serving", timeout_s=120)
+    await fleets.says("Ready", "Serving")
 
 
 async def test_a_refused_service_is_told_and_the_fleet_is_made_without_it(fleets: Fleets) -> None:
@@ -222,13 +219,11 @@ async def test_a_refused_service_is_told_and_the_fleet_is_made_without_it(fleets
     policy = POLICY.replace("NAME", f"no-{space}").replace("SPACE", space).replace("RESOURCES", "[services]")
     fleets.scene.kubectl("apply", "-f", "-", given=policy)
     try:
-        began = time.monotonic()
         fleets.scene.apply(bad)
         await fleets.runs(chat=1)
         message = await fleets.says("ChangeRefused", "ChangeRefused")
         assert message.startswith("Service fleet: "), message
-        assert time.monotonic() - began < 120
     finally:
         fleets.scene.kubectl("delete", "-f", "-", given=policy)
-    await fleets.says("Ready", "Serving", timeout_s=120)
+    await fleets.says("Ready", "Serving")
     assert not [pod for pod in await fleets.engines("chat") if gated(pod)]

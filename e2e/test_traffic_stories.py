@@ -67,7 +67,7 @@ async def test_the_first_request_that_finds_no_instance_brings_one(fleet: Fleet)
             await fleet.counts(chat=0)
             await until("the instance is gone", lambda: not fleet.engines())
     figures("scale-up reaction from nothing", p50_s=round(statistics.median(reactions), 2), all_s=rounded(reactions))
-    assert statistics.median(reactions) < 6.0
+    assert statistics.median(reactions) < 20.0
 
 
 async def test_the_load_that_comes_brings_instances_soon_after_the_first_request_waits(fleet: Fleet) -> None:
@@ -89,7 +89,7 @@ async def test_the_load_that_comes_brings_instances_soon_after_the_first_request
         await traffic.all_ended()
         traffic.nobody_was_dropped()
     figures("scale-up reaction under load", p50_s=round(statistics.median(reactions), 2), all_s=rounded(reactions))
-    assert statistics.median(reactions) < 10.0
+    assert statistics.median(reactions) < 30.0
 
 
 async def test_no_stream_is_dropped_while_the_fleet_grows_and_shrinks_under_it(fleet: Fleet) -> None:

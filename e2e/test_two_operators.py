@@ -60,8 +60,8 @@ async def test_of_two_operators_the_first_goes_on_and_both_say_so(fleets: Fleets
 
         assert first.stop() == 0
         fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 3)]))
-        await fleets.runs(chat=3, timeout_s=120)
-        await fleets.says("SoleOperator", "Alone", timeout_s=120)
+        await fleets.runs(chat=3)
+        await fleets.says("SoleOperator", "Alone")
     finally:
         for operator in fleets.scene.operators:
             operator.stop()

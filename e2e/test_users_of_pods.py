@@ -63,7 +63,7 @@ async def openshift(scene: Scene) -> AsyncIterator[None]:
 
 async def users(fleets: Fleets) -> dict[str, Object]:
     """What the pods' templates say of it."""
-    await fleets.says("Ready", "Serving", timeout_s=120)
+    await fleets.says("Ready", "Serving")
     found = {}
     for name in ("fleet-chat", "fleet-router"):
         template = (await fleets.deployment(name))["spec"]["template"]["spec"]

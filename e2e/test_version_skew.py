@@ -11,7 +11,7 @@ import yaml
 
 from cluster.api import APPLY, Object
 from cluster.scene import Scene, condition, wait_for
-from fleet_story import CRD, STARTED_S, Fleet, a_fleet, spec, tier
+from fleet_story import CRD, Fleet, a_fleet, spec, tier
 from traffic import Flow
 
 SHIPPED = Path(__file__).parents[1] / "profiles" / "multislo_perf" / "shipped" / "llama-3.1-8b-h200-tp1.yaml"
@@ -87,7 +87,7 @@ async def test_a_crd_that_is_newer_than_the_operator_and_its_rollback_disturb_no
             stored = (await fleet.resource())["spec"]
             assert stored["later"] == stored["tiers"][0]["later"] == {"on": True}, stored
 
-        await wait_for("the object has the new fields", stored_with_the_new_fields, STARTED_S, 0.5)
+        await wait_for("the object has the new fields", stored_with_the_new_fields, every_s=0.5)
 
         async def told() -> None:
             notes = (await fleet.resource())["status"].get("notes") or []

@@ -16,7 +16,7 @@ import aiohttp
 
 from cluster.api import Object
 from cluster.processes import Process
-from cluster.scene import Scene, condition, wait_for
+from cluster.scene import WAIT_S, Scene, condition, wait_for
 
 CRD = Path(__file__).parents[2] / "crds" / "multisloservings.yaml"
 PROFILE = "llama-3.1-8b-h200-tp1"
@@ -144,7 +144,7 @@ class Fleets:
         after = await self.writes(operator)
         assert after == before, f"{after - before} writes in {for_s:.1f} s"
 
-    async def rests(self, operator: Process, timeout_s: float = 60.0) -> None:
+    async def rests(self, operator: Process, timeout_s: float = WAIT_S) -> None:
         await wait_for("the operator has no more to write", lambda: self.is_quiet(operator), timeout_s)
 
     # -- a fleet -----------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Fleets:
         assert found, f"{name} has no condition {kind} yet"
         return found["status"], found["reason"], found["message"]
 
-    async def says(self, kind: str, reason: str, name: str = "fleet", timeout_s: float = 60.0) -> str:
+    async def says(self, kind: str, reason: str, name: str = "fleet", timeout_s: float = WAIT_S) -> str:
         """Waits for a condition's reason; its message."""
 
         async def so() -> str:
@@ -184,7 +184,7 @@ class Fleets:
 
         return await wait_for(f"{name} says {kind}: {reason}", so, timeout_s)
 
-    async def runs(self, name: str = "fleet", timeout_s: float = 60.0, **tiers: int) -> None:
+    async def runs(self, name: str = "fleet", timeout_s: float = WAIT_S, **tiers: int) -> None:
         """Waits until so many of each tier's pods are Ready, and no more are there."""
 
         async def so() -> None:

@@ -98,7 +98,7 @@ async def installed(node_cluster: NodeCluster, api: Api, namespace: str, *, name
             assert found["status"].get("readyReplicas") == 1, found["status"]
 
         try:
-            await wait_for("the operator is Ready", ready, 90)
+            await wait_for("the operator is Ready", ready)
             yield
         finally:
             release.uninstall("multislo")

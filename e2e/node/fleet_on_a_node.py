@@ -12,8 +12,6 @@ from cluster.scene import Scene, condition, wait_for
 from fleet_story import COMPONENT, MODEL, NAME, Fleet, Life
 from traffic import End, Stream, Traffic
 
-ROLLED_S = 150.0
-
 
 @dataclass(slots=True)
 class ByService(Scene):
@@ -109,7 +107,7 @@ class NodeFleet(Fleet):
             assert not left, left
             assert len(self.answering(of)) == number, self.answering(of)
 
-        await wait_for(f"the pods of {of} are new", so, ROLLED_S)
+        await wait_for(f"the pods of {of} are new", so)
 
     def one_at_a_time(self, gone: list[Life]) -> None:
         """Each was drained before it was told to stop, and gone before the next was drained."""
@@ -143,7 +141,7 @@ async def has_accelerators(scene: Scene, number: int) -> None:
         found = await scene.api.get(f"/api/v1/nodes/{NODE}")
         assert found["status"]["allocatable"][GPU] == str(number)
 
-    await wait_for(f"the node has {number} accelerators", so, 30)
+    await wait_for(f"the node has {number} accelerators", so)
 
 
 def whole(traffic: Traffic) -> list[Stream]:

@@ -11,8 +11,6 @@ from cluster.scene import Scene, condition, wait_for
 from node.conftest import ANY_USER
 from node.test_operator_on_a_node import FLEET
 
-WAIT_S = 120.0
-
 
 def changed(part: str, **fields: Any) -> Object:
     made = copy.deepcopy(FLEET)
@@ -26,7 +24,7 @@ async def says(scene: Scene, reason: str, words: str) -> None:
         assert found.get("reason") == reason, found
         assert words in found["message"], found
 
-    await wait_for(f"Ready says {reason}", so, WAIT_S)
+    await wait_for(f"Ready says {reason}", so)
 
 
 async def test_a_secret_that_is_not_there_is_named_and_its_coming_heals_the_router(operated: Scene) -> None:

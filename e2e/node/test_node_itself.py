@@ -49,7 +49,7 @@ class Fleet:
             assert condition(found, "Ready").get("status") == "True", found["status"]
             return found
 
-        return await wait_for(f"the {app} is Ready", check, 90)
+        return await wait_for(f"the {app} is Ready", check)
 
     async def tell(self, engines: list[dict[str, Any]], state: str = "ready") -> None:
         """As the operator does: the whole fleet, to the router's admin listener."""
@@ -148,7 +148,7 @@ async def test_an_answer_under_way_outlives_the_deletion_of_the_pod_that_gives_i
     async def gone() -> None:
         assert pod["metadata"]["name"] not in [p["metadata"]["name"] for p in await fleet.scene.pods(app=app)]
 
-    await wait_for(f"the {app} is gone, and not by force", gone, 30)
+    await wait_for(f"the {app} is gone, and not by force", gone)
 
 
 async def test_a_killed_container_is_started_again_and_its_pod_keeps_its_name_and_address(
