@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from api_server import Json, Script, event, listing, pod, served
+from api_server import Answer, Json, Script, event, listing, pod, served
 
 from multislo_operator.kubernetes import wire
 from multislo_operator.kubernetes.cache import POD, RESOURCE, Cache
-from multislo_operator.kubernetes.client import Oversized
+from multislo_operator.kubernetes.client import CALL_TIMEOUT_S, Oversized, ServerFault
 from multislo_operator.kubernetes.names import INSTANCE, Key
 from multislo_operator.kubernetes.watch import Watch, Watched
 
@@ -195,3 +195,15 @@ async def test_a_single_answer_that_is_too_large_is_an_error_of_that_call(monkey
     async with served(Script([{"metadata": {"name": "x" * 200_000}}])) as api:
         with pytest.raises(Oversized, match="more than 100000 bytes"):
             await api.get(POD, "ns", "p")
+
+
+async def test_the_server_is_told_to_answer_before_a_call_is_given_up_so_that_it_says_what_it_waited_for() -> None:
+    words = 'failed calling webhook "hangs.example.com": context deadline exceeded'
+
+    def waits(query: Json) -> Answer:
+        patient = float(query["timeout"].removesuffix("s")) < CALL_TIMEOUT_S
+        return (504, {"reason": "Timeout", "message": words}) if patient else listing()
+
+    async with served(Script(page=waits)) as api:
+        with pytest.raises(ServerFault, match=words):
+            await api.list(POD, "ns")
