@@ -5,12 +5,15 @@ Their pods are only said to run; the routers' answers are real.
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
 import pytest_asyncio
 
+from cluster.api import STRATEGIC, Object
 from cluster.fleets import BATCH, CHAT, Fleets, emulated, figure, fleet, gated, tier, uids
+from cluster.processes import Process
 from cluster.scene import Scene, condition, wait_for
 
 SHIPPED = Path(__file__).parent.parent / "profiles" / "multislo_perf" / "shipped" / "llama-3.1-8b-h200-tp1.yaml"
@@ -43,6 +46,7 @@ async def test_where_the_nodes_have_too_few_accelerators_pods_wait_and_no_more_a
     waiting = await wait_for("two of four pods wait for a node", two_wait)
     assert any(name in message for name in waiting), message
     assert "nvidia.com/gpu" in message
+    await fleets.says("ScalingReady", "InstancesNotComingUp")
     await fleets.rests(operator)
     before = await fleets.writes(operator)
     for _ in range(10):
@@ -56,6 +60,74 @@ async def test_where_the_nodes_have_too_few_accelerators_pods_wait_and_no_more_a
     await fleets.runs(chat=2, batch=2)
     assert await fleets.says("WorkloadsReady", "InstancesReady") == "4 instances are ready"
     figure("gpu shortage", running_after_a_node_came_s=round(time.monotonic() - came_at, 2))
+
+
+async def test_the_one_that_serves_is_kept_and_the_one_that_no_node_takes_goes(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1, gpus=1)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    fleets.scene.apply(chats(2))
+    await fleets.says("WorkloadsReady", "Unschedulable")
+    await one_of_two_serves_and_is_the_one_that_stays(fleets, operator, chats(1))
+
+
+async def test_the_one_that_serves_is_kept_and_the_one_that_crashes_goes(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1, gpus=2)
+    fleets.scene.start_many_routers()
+    operator = fleets.operator()
+    never = {"e2e.multislo.dev/startup": "3600s"}
+    fleets.scene.apply(chats(2, never))
+
+    async def both_run() -> list[Object]:
+        pods = await fleets.engines("chat")
+        assert [pod["status"]["phase"] for pod in pods] == ["Running", "Running"]
+        return pods
+
+    serves, crashes = await wait_for("both containers run", both_run)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    answers = {"type": "ContainersReady", "status": "True", "lastTransitionTime": now}
+    await patch_status(fleets, serves, {"conditions": [answers]})
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container"}}
+    broken = {**crashes["status"]["containerStatuses"][0], "ready": False, "restartCount": 5, "state": waiting}
+    await patch_status(fleets, crashes, {"containerStatuses": [broken]})
+    await fleets.says("WorkloadsReady", "Crashing")
+    await one_of_two_serves_and_is_the_one_that_stays(fleets, operator, chats(1, never))
+
+
+async def patch_status(fleets: Fleets, pod: Object, status: Object) -> None:
+    path = fleets.path("/api/v1", "pods", pod["metadata"]["name"]) + "/status"
+    await fleets.scene.api.patch(path, {"status": status}, STRATEGIC)
+
+
+def chats(least: int, pods: dict[str, str] | None = None) -> Object:
+    return fleet(tiers=[tier("chat", "50ms", least)], pods=pods)
+
+
+async def one_of_two_serves_and_is_the_one_that_stays(fleets: Fleets, operator: Process, wanted: Object) -> None:
+    def is_ready(pod: Object) -> bool:
+        return condition(pod, "Ready").get("status") == "True"
+
+    async def one_serves() -> set[str]:
+        pods = await fleets.engines("chat")
+        ready = [pod for pod in pods if is_ready(pod)]
+        assert (len(pods), len(ready)) == (2, 1)
+        return uids(ready)
+
+    serves = await wait_for("one of two serves", one_serves)
+    fleets.scene.apply(wanted)
+    begun = time.monotonic()
+
+    async def only_that_one() -> None:
+        pods = await fleets.engines("chat")
+        assert uids(pods) == serves, [(pod["metadata"]["name"], is_ready(pod)) for pod in pods]
+
+    await wait_for("the other one goes", only_that_one)
+    figure("one serves, one does not", gone_after_s=round(time.monotonic() - begun, 1))
+    await fleets.rests(operator)
+    await asyncio.sleep(5.0)  # five times the stabilisation
+    await only_that_one()
+    assert await fleets.events("Draining") == []
+    assert (await fleets.told("Ready"))[0] == "True"
 
 
 async def test_pods_beyond_the_budget_stay_gated_and_the_first_tier_comes_first(fleets: Fleets) -> None:
