@@ -202,7 +202,8 @@ def _read(seen: Seen, memory: ResourceMemory, settings: OperatorSettings) -> Res
     metadata = seen.resource["metadata"]
     source = (
         metadata["uid"],
-        metadata.get("generation"),
+        # Not its generation: what a new CRD fills in raises none.
+        seen.resource.get("spec"),
         tuple(sorted((metadata.get("annotations") or {}).items())),
         seen.profile_text,
         settings,
