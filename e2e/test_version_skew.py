@@ -118,6 +118,7 @@ async def test_under_an_older_crd_the_rest_of_the_status_is_written_and_the_flee
 
     await fleet.becomes("Ready", "True")
     await scaled(fleet, 2)
+    await fleet.becomes("ScalingReady", "True")
 
     status = (await fleet.resource())["status"]
     told = {c["type"]: c["status"] for c in status["conditions"]}
