@@ -186,7 +186,6 @@ webhooks:
     namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: SPACE}}
     admissionReviewVersions: [v1]
     sideEffects: None
-    timeoutSeconds: 30
 """
 
 

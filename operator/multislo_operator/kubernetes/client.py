@@ -37,9 +37,9 @@ from multislo_operator.kubernetes.names import FIELD_MANAGER
 from multislo_operator.kubernetes.wire import Json
 
 LOG = logging.getLogger(__name__)
-CALL_TIMEOUT_S = 10.0
-ANSWER_WITHIN_S = 8
-"""What the API server is told of our patience: it then answers what it waited for, such as the name of a webhook that hangs."""
+CALL_TIMEOUT_S = 15.0
+ANSWER_WITHIN_S = 12
+"""The API server is told to answer within this time. A webhook may take 10 s by default: if it hangs, the answer names it."""
 CONNECT_TIMEOUT_S = 5.0
 CALLS_AT_ONCE = 16
 """More would only queue in the API server, which then sheds us by its own fairness (429)."""

@@ -430,7 +430,7 @@ class Life:
         metadata = {**self.resource["metadata"]}
         metadata["generation"] += 1
         metadata["resourceVersion"] = str(int(metadata["resourceVersion"]) + 1)
-        self.resource = {**self.resource, "metadata": metadata, "spec": spec}
+        self.resource = {**self.resource, "metadata": metadata, "spec": model.copied(spec)}
         kept = {names.engines_of("llama", tier["name"]) for tier in spec["tiers"]}
         self.pinned = {name: pin for name, pin in self.pinned.items() if name in kept}
         self.cache.put(caches.RESOURCE, self.resource)
