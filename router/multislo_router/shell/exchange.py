@@ -32,7 +32,7 @@ from multislo_router.core.request import Stage
 from multislo_router.shell.body_scan import BodyScan, with_fields
 from multislo_router.shell.engine import NO_ANSWER
 from multislo_router.shell.errors import Fault, Reason, error_event, error_response
-from multislo_router.shell.open_stream import COMMENT, LAST_CHUNK, as_events, chunk, stream_head
+from multislo_router.shell.open_stream import BOUNDARIES, COMMENT, LAST_CHUNK, as_events, chunk, stream_head
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.response_head import ChunkedBody, EngineSpokeNonsense, ResponseBody, ResponseHead
 from multislo_router.shell.routes import Route
@@ -180,8 +180,11 @@ class Exchange:
             fields.append(b'"priority":%d' % (place.priority + round(1000 * (time.time() - time.monotonic()))))
         if self._gateway.slo_aware and not scan.has_xargs:
             # The engine has a clock of its own: it is told what is left, not when; below 0, how long it is overdue.
-            left_ms = 1000 * (place.ttft_due - time.monotonic())
-            fields.append(b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s))
+            now = time.monotonic()
+            slo = b'"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f' % (1000 * (place.ttft_due - now), 1000 * place.tpot_s)
+            if place.second_due > place.ttft_due:
+                slo += b',"slo_late_ttft_ms":%.3f' % (1000 * (place.second_due - now))
+            fields.append(b'"vllm_xargs":{%b}' % slo)
         if self.head.target.route is Route.RESPONSES and scan.service_tier not in OPENAI_SERVICE_TIERS:
             # vLLM refuses a tier's name, in this API only. Of two fields of one name the later counts.
             fields.append(b'"service_tier":"auto"')
@@ -336,7 +339,7 @@ class Exchange:
         if self._scan is None or not self._scan.streaming:
             return
         if self.started:
-            if not self._between_events:
+            if self._events is None or not self._between_events:
                 return
         elif not self._opened:
             if self._answer is not None and self._withheld is None and not self._relays:
@@ -359,9 +362,9 @@ class Exchange:
     def _between_events(self) -> bool:
         """What the client got last ends an event, and a chunk."""
         body = self._answer_body
-        if body is None or self._events is None or not (self._opened or isinstance(body, ChunkedBody)):
+        if body is None or not (self._opened or isinstance(body, ChunkedBody)) or not body.pieces:
             return False
-        return (not isinstance(body, ChunkedBody) or body.whole) and self._events.between
+        return (not isinstance(body, ChunkedBody) or body.whole) and body.pieces[-1].endswith(BOUNDARIES)
 
     def _release(self) -> None:
         if self.connection is not None:
@@ -476,9 +479,8 @@ class Exchange:
         self._gateway.counters.answers_cut += 1
         body = self._answer_body
         if self._events is not None and (body.whole if isinstance(body, ChunkedBody) else self._opened):
-            # The empty line ends an event that the engine has left incomplete.
-            event = b"" if self._events.between else b"\n\n"
-            event += error_event(fault, self.head.target.dialect, self.request_id)
+            # The empty line ends whatever event the engine may have left incomplete.
+            event = b"\n\n" + error_event(fault, self.head.target.dialect, self.request_id)
             # No last chunk: with one, a client would take its connection for free and lose its next request to the close.
             self._client.write(event if self.head.http_1_0 else chunk(event))
             self._client.finished(close=True)
