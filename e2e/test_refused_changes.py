@@ -62,6 +62,7 @@ async def test_a_pod_template_that_the_server_refuses_stops_neither_gates_nor_sc
     status, reason, told = await fleets.told("Ready")
     assert (status, reason) == ("False", "ChangeRefused")
     assert words in told
+    assert words in (await fleets.resource())["status"]["tiers"][0]["reason"]
     assert uids([*await fleets.engines("chat"), *await fleets.engines("batch")]) == before
 
     # What the fleet loses comes again, and a raised minimum is met, while the template is still refused.

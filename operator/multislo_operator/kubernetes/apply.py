@@ -15,6 +15,7 @@ from multislo_operator.kubernetes.applied import Child, Due
 from multislo_operator.kubernetes.cache import CONFIG_MAP, DEPLOYMENT, POD, REPLICA_SET, Cache
 from multislo_operator.kubernetes.changes import (
     Apply,
+    AskAgain,
     Change,
     CreateSecret,
     Delete,
@@ -38,7 +39,7 @@ from multislo_operator.kubernetes.client import (
     Unreachable,
 )
 from multislo_operator.kubernetes.fleet_metrics import Outcome
-from multislo_operator.kubernetes.names import SERVING, START_GATE, Key
+from multislo_operator.kubernetes.names import ASKED_AGAIN_AT, SERVING, START_GATE, Key
 from multislo_operator.kubernetes.obstacles import Obstacles
 from multislo_operator.kubernetes.owners import other_owner
 from multislo_operator.kubernetes.trial import try_template
@@ -165,6 +166,8 @@ class Applier:
                 await self._apply(change, now)
             case Scale():
                 await self._scale(change)
+            case AskAgain():
+                await self._ask_again(change)
             case PatchPod():
                 await self._patch_pod(change)
             case SetServing():
@@ -264,6 +267,11 @@ class Applier:
                 raise
             await self._api.patch(*place, body, subresource="scale", verb="scale")
 
+    async def _ask_again(self, change: AskAgain) -> None:
+        body: Json = {"metadata": {"annotations": {ASKED_AGAIN_AT: change.at}}}
+        place = DEPLOYMENT, self._key.namespace, change.deployment
+        self._cache.put(DEPLOYMENT, await self._api.patch(*place, body))
+
     async def _patch_pod(self, change: PatchPod) -> None:
         live = self._live(POD, change.name)
         if live is not None and live["metadata"]["uid"] == change.uid and _is_patched(live, change):
@@ -352,7 +360,7 @@ def _of(change: Change) -> tuple[Kind, str]:
             return Kind.of(change.object), change.object["metadata"]["name"]
         case Delete():
             return Kind(change.api_version, change.kind), change.name
-        case Scale():
+        case Scale() | AskAgain():
             return DEPLOYMENT, change.deployment
         case _:
             return POD, change.name

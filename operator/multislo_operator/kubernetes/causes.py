@@ -13,7 +13,7 @@ from typing import Any
 
 from multislo_operator.kubernetes import names
 from multislo_operator.kubernetes.changes import Object
-from multislo_operator.kubernetes.pods import condition_of, is_over, unix
+from multislo_operator.kubernetes.pods import condition_of, is_over, time_of, unix
 
 Words = tuple[str, str]
 """Reason and message of an event."""
@@ -190,16 +190,27 @@ def _unready_since(pod: Object) -> float:
     return unix(changed) if changed else 0.0
 
 
+def refused_at(deployment: Object) -> float:
+    """When its pods were last refused, as far as its conditions say; 0.0 where they say nothing."""
+    failure = _failure(deployment) or {}
+    return time_of(failure.get("lastUpdateTime") or failure.get("lastTransitionTime")) or 0.0
+
+
+def asked_again_at(deployment: Object) -> float:
+    return time_of((deployment["metadata"].get("annotations") or {}).get(names.ASKED_AGAIN_AT)) or 0.0
+
+
+def _failure(deployment: Object) -> Mapping[str, Any] | None:
+    for condition in (deployment.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            found: Mapping[str, Any] = condition
+            return found
+    return None
+
+
 def _refused(deployment: Object) -> Cause | None:
     """Its ReplicaSet may make no pods: the Deployment's controller repeats the ReplicaSet's words."""
-    failure = next(
-        (
-            condition
-            for condition in (deployment.get("status") or {}).get("conditions") or ()
-            if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True"
-        ),
-        None,
-    )
+    failure = _failure(deployment)
     if failure is None:
         return None
     words = str(failure.get("message") or failure.get("reason") or "no reason is given")

@@ -66,6 +66,15 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAgain:
+    """Have a Deployment's refused pods asked for again now: its ReplicaSet's controller waits for up to a quarter of an hour. `at` becomes
+    an annotation, which the Deployment's controller hands on."""
+
+    deployment: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePod:
     """Delete one very pod, gracefully."""
 
@@ -74,7 +83,7 @@ class DeletePod:
     reason: str
 
 
-Change = CreateSecret | Apply | Delete | PatchPod | SetServing | Scale | DeletePod
+Change = CreateSecret | Apply | Delete | PatchPod | SetServing | Scale | AskAgain | DeletePod
 
 
 @dataclass(frozen=True, slots=True)

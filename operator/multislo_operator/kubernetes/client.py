@@ -347,10 +347,11 @@ def _failure(status: int, body: bytes) -> ApiError:
         reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
     except ValueError:  # Something in front of the API server answered.
         reason, message = "", body[:300].decode(errors="replace")
+    answer = f"the API server answers {f'{status} {reason}'.rstrip()}: {message}"
     if status >= 500:
-        return ServerFault(f"the API server answers {status} {reason}: {message}")
+        return ServerFault(answer)
     if status == 429:
-        return Unreachable(f"the API server answers {status} {reason}: {message}")
+        return Unreachable(answer)
     if status == 409 and reason == "AlreadyExists":
         return AlreadyExists(status, reason, message)
     return {404: NotFound, 409: Conflict, 410: Gone}.get(status, Refused)(status, reason, message)

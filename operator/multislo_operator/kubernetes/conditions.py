@@ -197,7 +197,7 @@ def _workloads(picture: Picture) -> Judgement:
     short = _short_of_minimum(picture)
     if short:
         counts = ", ".join(f"{tier} {ready} of {least}" for tier, (ready, least) in short.items())
-        causes = [cause for tier in short if (cause := _trouble(picture, tier)) is not None]
+        causes = [cause for tier in short if (cause := _trouble(picture, tier) or _unmade(picture, tier)) is not None]
         if causes:
             return False, causes[0].reason, f"not ready: {counts}. {'; '.join(cause.message for cause in causes)}"
         holders = places.holders(picture.engines, _members(picture)) if _waits_for_a_place(picture, short) else []
@@ -243,6 +243,13 @@ def _members(picture: Picture) -> set[str]:
 def _trouble(picture: Picture, tier: str) -> Cause | None:
     workload = picture.workloads.get(tier)
     return None if workload is None else picture.troubles.get(workload.name)
+
+
+def _unmade(picture: Picture, tier: str) -> Cause | None:
+    """The refusal of the tier's own Deployment."""
+    mine = f"Deployment {names.engines_of(picture.resource['metadata']['name'], names.tier_of(tier))}"
+    refused = [refusal for refusal in picture.obstacles.refused if refusal.of_child and refusal.what == mine]
+    return Cause("ChangeRefused", in_words(refused)) if refused else None
 
 
 def _beyond_minimum(picture: Picture) -> list[Cause]:
@@ -316,7 +323,7 @@ def _rows(picture: Picture, before: Status | None) -> list[TierStatus]:
 
 def _why(picture: Picture, plan: TierPlan, tier: str) -> str:
     """Why it has as many as it has, what keeps some from serving, and who holds the places that it waits for."""
-    cause, workload = _trouble(picture, tier), picture.workloads.get(tier)
+    cause, workload = _trouble(picture, tier) or _unmade(picture, tier), picture.workloads.get(tier)
     waits = workload is not None and workload.to_come > 0
     parts = [
         plan.reason,

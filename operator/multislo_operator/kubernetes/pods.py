@@ -188,9 +188,9 @@ def _engine(pod: Object) -> EnginePod:
         waiting=None if stuck is None else str(stuck["reason"]),
         waiting_message="" if stuck is None else str(stuck.get("message") or ""),
         batch_tokens=_integer(annotations.get(names.BATCH_TOKENS)),
-        started_at=_time(annotations.get(names.STARTED_AT)),
-        draining_at=_time(annotations.get(names.DRAINING_SINCE)),
-        tier_at=_time(annotations.get(names.TIER_SINCE)),
+        started_at=time_of(annotations.get(names.STARTED_AT)),
+        draining_at=time_of(annotations.get(names.DRAINING_SINCE)),
+        tier_at=time_of(annotations.get(names.TIER_SINCE)),
         replaced=names.REPLACED in annotations,
         deletion_cost=_integer(annotations.get(names.DELETION_COST)),
         node=str(pod["spec"].get("nodeName") or ""),
@@ -220,8 +220,8 @@ def _silent_at(pod: Object) -> float | None:
     gates = [gate["conditionType"] for gate in spec.get("readinessGates") or ()]
     fine = all(condition_of(pod, type).get("status") == "True" for type in ("ContainersReady", *gates))
     if fine and ready.get("status") == "False" and not ready.get("reason"):
-        return _time(ready.get("lastTransitionTime"))
-    return _time(metadata.get("deletionTimestamp"))
+        return time_of(ready.get("lastTransitionTime"))
+    return time_of(metadata.get("deletionTimestamp"))
 
 
 def _admin_port(pod: Object) -> int:
@@ -239,7 +239,7 @@ def unix(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _time(text: str | None) -> float | None:
+def time_of(text: str | None) -> float | None:
     """As `unix`; None for what is none (somebody may have written it by hand)."""
     try:
         return None if text is None else unix(text)

@@ -19,8 +19,8 @@ from multislo_operator.decide.scale import decide
 from multislo_operator.kubernetes import names, rollout
 from multislo_operator.kubernetes.actions import carry_out, give_up_lost, let_go, remove_unwanted, serve
 from multislo_operator.kubernetes.answers import Answers, together
-from multislo_operator.kubernetes.causes import Cause, causes
-from multislo_operator.kubernetes.changes import Apply, Change, CreateSecret, Note
+from multislo_operator.kubernetes.causes import Cause, Causes, asked_again_at, causes, refused_at
+from multislo_operator.kubernetes.changes import Apply, AskAgain, Change, CreateSecret, Note, Object
 from multislo_operator.kubernetes.conditions import Picture, another_operator, status, troubles_of, unknown_fields
 from multislo_operator.kubernetes.draft import Draft
 from multislo_operator.kubernetes.ledger import Ledger, as_planned, kept, move
@@ -39,6 +39,8 @@ LOOK_PENDING_S = 0.25
 """While requests wait in a router: the sooner an instance is asked for, the shorter they wait."""
 TROUBLE_KEPT_S = 900.0
 """A trouble that is back within this time is the same one. The kubelet tries a crashing container again after five minutes at most."""
+ASK_AGAIN_S = 30.0
+"""Between two times that refused pods are asked for again."""
 UNPLACED_AFTER_S = 30.0
 """A pod that no node has room for, or no place in the budget, counts as starting for this long. It may take the place of a pod that is
 going."""
@@ -140,6 +142,7 @@ def reconcile(
     if memory.wanted is not before.wanted and isinstance(memory.wanted, Wanted) and memory.wanted.ignored:
         draft.notes.append(Note("UnknownFields", unknown_fields(memory.wanted), warning=True))
     found_causes = causes(seen.pods, seen.deployments, seen.warnings, at)
+    _ask_again(draft, seen.deployments, found_causes)
     troubles = troubles_of(found_causes, draft.workloads, doors, seen.resource["metadata"]["name"])
     memory = replace(memory, told=_tell(draft, troubles, memory.told, now))
     if seen.other_operator and seen.other_operator != memory.other_operator:
@@ -186,6 +189,14 @@ def _tell(
             draft.note(cause.reason, f"{deployment}: {cause.message}", warning=True)
         kept[deployment, cause.reason] = now
     return kept
+
+
+def _ask_again(draft: Draft, deployments: Mapping[str, Object], found: Causes) -> None:
+    """Whoever raises a quota is not to wait until the ReplicaSet's controller tries again by itself."""
+    for name in found.deployments:
+        times = [refused_at(deployments[name]), asked_again_at(deployments[name])]
+        if draft.at.timestamp() - max(times) >= ASK_AGAIN_S:
+            draft.after.append(AskAgain(name, draft.time))
 
 
 def _look_again_in_s(answers: Answers) -> float:

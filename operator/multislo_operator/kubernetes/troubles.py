@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from multislo_operator.kubernetes.changes import (
     Apply,
+    AskAgain,
     Change,
     CreateSecret,
     Delete,
@@ -92,6 +93,8 @@ def what(change: Change) -> str:
             return f"{change.object['kind']} {change.object['metadata']['name']}"
         case Delete():
             return f"{change.kind} {change.name}"
+        case AskAgain():
+            return f"annotations of Deployment {change.deployment}"
         case Scale():
             return f"replicas of Deployment {change.deployment}"
         case PatchPod() | SetServing() | DeletePod():

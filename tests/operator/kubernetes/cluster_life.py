@@ -125,6 +125,11 @@ class FakeApi:
             answer = cluster.patch_pod(name, body, subresource == "status")
             self.life.patched(answer, body)
             return answer
+        if "spec" not in body:
+            annotations = body["metadata"]["annotations"]
+            return cluster.write(
+                DEPLOYMENT, name, lambda live: live["metadata"].setdefault("annotations", {}).update(annotations)
+            )
         version = (body.get("metadata") or {}).get("resourceVersion")
         return cluster.set_replicas(name, body["spec"]["replicas"], names.FIELD_MANAGER, version)
 

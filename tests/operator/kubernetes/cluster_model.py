@@ -14,7 +14,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from multislo_operator.kubernetes.client import AlreadyExists, Conflict, NotFound
-from multislo_operator.kubernetes.names import COMPONENT, DELETION_COST, ENGINE, ROUTER, SERVING, START_GATE
+from multislo_operator.kubernetes.names import (
+    ASKED_AGAIN_AT,
+    COMPONENT,
+    DELETION_COST,
+    ENGINE,
+    ROUTER,
+    SERVING,
+    START_GATE,
+)
 
 Json = dict[str, Any]
 EPOCH = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
@@ -25,6 +33,8 @@ DESIRED, MAXIMUM = "deployment.kubernetes.io/desired-replicas", "deployment.kube
 BROKEN = "test/broken"
 """Annotation of a pod whose image cannot be pulled."""
 SURGE = 1
+BACK_OFF_S = 900.0
+"""Until a ReplicaSet's controller asks for refused pods again by itself, at worst."""
 
 
 def copied(value: Any) -> Any:
@@ -86,8 +96,8 @@ class Cluster:
     """Pods whose node has fallen silent, and when the node controller said so: no kubelet does anything for them."""
     quota: Callable[[Json], str | None] = lambda pod: None
     """Why a pod may not be made."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """By ReplicaSet."""
+    refused: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+    """By ReplicaSet: the words, when, and what its Deployment's annotation was then."""
     found: dict[str, float] = field(default_factory=dict)
     """Those whose node is back, and how long it was away."""
     eagerness: float = 0.8
@@ -251,7 +261,7 @@ class Cluster:
         revision = new["metadata"]["annotations"][REVISION]
         generation = deployment["metadata"]["generation"]
 
-        refusal = self.refused.get(new["metadata"]["name"])
+        refusal = self.refused.get(new["metadata"]["name"], ("", 0.0, ""))[0]
         failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": refusal}
         status = {
             "conditions": [failure] if refusal else [],
@@ -407,6 +417,8 @@ class Cluster:
             if mine and matches and not gone:
                 active.append(pod)
         for _ in range(replica_set["spec"]["replicas"] - len(active)):
+            if self._backs_off(replica_set):
+                break
             self._new_pod(replica_set)
         for pod in sorted(active, key=self._rank)[: max(0, len(active) - replica_set["spec"]["replicas"])]:
             self.delete(POD, pod["metadata"]["name"], name)
@@ -436,7 +448,18 @@ class Cluster:
             self.refused.pop(replica_set["metadata"]["name"], None)
             self.create(POD, template)
         else:
-            self.refused[replica_set["metadata"]["name"]] = refusal
+            self.refused[replica_set["metadata"]["name"]] = refusal, self.now, self._handed_on(replica_set)
+
+    def _backs_off(self, replica_set: Json) -> bool:
+        """Its controller tries again after a while, or when the ReplicaSet changes: its Deployment hands annotations on."""
+        _, at, then = self.refused.get(replica_set["metadata"]["name"], ("", float("-inf"), ""))
+        return self.now - at < BACK_OFF_S and then == self._handed_on(replica_set)
+
+    def _handed_on(self, replica_set: Json) -> str:
+        mine = (
+            deployment for deployment in self.all(DEPLOYMENT) if deployment["metadata"]["uid"] == owner(replica_set)
+        )
+        return str((next(mine)["metadata"].get("annotations") or {}).get(ASKED_AGAIN_AT, ""))
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 

@@ -249,8 +249,26 @@ def test_while_pods_of_a_new_template_are_refused_what_the_old_one_loses_is_put_
     assert len(uids(life) & before) == 3
 
     life.cluster.quota = lambda pod: None
+    life.run(45)
     life.converge(400)
     assert uids(life).isdisjoint(before)
+
+
+def test_a_quota_that_is_raised_is_noticed_within_half_a_minute(life: Life) -> None:
+    life.cluster.quota = lambda pod: "exceeded quota"
+    scaled(life, realtime=3)
+    written = len(life.api.writes)
+    life.run(300)
+    assert judged(life, "WorkloadsReady")["reason"] == "QuotaExceeded"
+    asked = [write for write in life.api.writes[written:] if "asked-again-at" in write]
+    assert 8 <= len(asked) <= 11, asked
+
+    life.cluster.quota = lambda pod: None
+    life.run(45)
+    assert len(life.ready("realtime")) == 3
+    written = len(life.api.writes)
+    life.run(60)
+    assert not [write for write in life.api.writes[written:] if "asked-again-at" in write]
 
 
 # -- lost nodes ----------------------------------------------------------------------------------------------------------------
