@@ -101,6 +101,25 @@ async def test_a_name_that_another_fleet_has_is_left_to_it(fleets: Fleets) -> No
     assert (await fleets.told("WorkloadsReady", "a"))[1] != "NameTaken"
 
 
+async def test_a_copy_of_a_tiers_deployment_under_another_name_is_not_the_fleets(fleets: Fleets) -> None:
+    await fleets.scene.add_nodes(1)
+    operator = fleets.operator()
+    fleets.scene.apply(fleet())
+    await fleets.runs(chat=1, batch=1)
+    chat = await fleets.deployment("fleet-chat")
+    labels = chat["metadata"]["labels"]
+    copied = {"metadata": {"name": "fleet-a-copy", "labels": labels}, "spec": {**chat["spec"], "replicas": 0}}
+    made = await fleets.scene.api.create(fleets.path("/apis/apps/v1", "deployments"), copied)
+
+    fleets.scene.apply(fleet(tiers=[tier("chat", "50ms", 2), BATCH]))
+    await fleets.runs(chat=2, batch=1)
+    await fleets.rests(operator)
+
+    kept = await fleets.deployment("fleet-a-copy")
+    assert kept["metadata"]["generation"] == made["metadata"]["generation"]
+    assert (await fleets.deployment("fleet-chat"))["spec"]["replicas"] == 2
+
+
 async def test_a_service_and_a_deployment_of_somebody_else_are_not_taken_over(fleets: Fleets) -> None:
     await fleets.scene.add_nodes(1)
     operator = fleets.operator()

@@ -1,8 +1,8 @@
 """What a real API server and its admission refuse, and what goes on all the same. On fake nodes, whose pods are only said to run."""
 
-import asyncio
 import contextlib
 import copy
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -193,8 +193,8 @@ webhooks:
 async def test_a_webhook_that_hangs_is_named_and_the_fleet_is_made_without_the_object(fleets: Fleets) -> None:
     await fleets.scene.add_nodes(1)
     fleets.scene.start_many_routers()
-    silent = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
-    space, port = fleets.scene.namespace, silent.sockets[0].getsockname()[1]
+    silent = socket.create_server(("127.0.0.1", 0))  # The kernel takes connections, and nobody answers.
+    space, port = fleets.scene.namespace, silent.getsockname()[1]
     webhook = WEBHOOK.replace("NAME", f"hangs-{space}").replace("SPACE", space).replace("PORT", str(port))
     fleets.scene.kubectl("apply", "-f", "-", given=webhook)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from multislo_operator.kubernetes.changes import Object
 from multislo_operator.kubernetes.client import Kind
-from multislo_operator.kubernetes.names import GROUP, INSTANCE, KIND, PLURAL, VERSION, Key
+from multislo_operator.kubernetes.names import GROUP, INSTANCE, KIND, PLURAL, VERSION, Key, deployment_of
 from multislo_operator.kubernetes.seen import Seen
 from multislo_operator.kubernetes.slim import slim
 
@@ -52,7 +52,12 @@ class Cache:
         named = profile_of(resource)
         return Seen(
             resource=resource,
-            deployments=dict(children.get(DEPLOYMENT) or {}),
+            # A copy under another name has all our labels, and is nobody's business here.
+            deployments={
+                name: found
+                for name, found in (children.get(DEPLOYMENT) or {}).items()
+                if name == deployment_of(key.name, found["metadata"]["labels"])
+            },
             replica_sets=dict(children.get(REPLICA_SET) or {}),
             pods=dict(children.get(POD) or {}),
             profile_text=None if named is None else self.profiles.get((key.namespace, named)),

@@ -3,6 +3,7 @@ users see these words in `kubectl get` and in selectors, so they do not change l
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 GROUP = "multislo.dev"
@@ -74,6 +75,11 @@ class Key:
 def engines_of(name: str, tier: str | None) -> str:
     """The Deployment of a tier's engines; None: of the warm pool."""
     return f"{name}-{tier or WARM}"
+
+
+def deployment_of(name: str, labels: Mapping[str, str]) -> str:
+    """What the Deployment of the resource `name` that has these labels is called."""
+    return router_of(name) if labels.get(COMPONENT) == ROUTER else engines_of(name, tier_of(labels.get(TIER, WARM)))
 
 
 def router_of(name: str) -> str:

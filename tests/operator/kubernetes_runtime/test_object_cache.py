@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from multislo_operator.kubernetes.cache import CONFIG_MAP, DEPLOYMENT, POD, RESOURCE, Cache
-from multislo_operator.kubernetes.names import INSTANCE, Key
+from multislo_operator.kubernetes.names import COMPONENT, INSTANCE, ROUTER, TIER, Key
 
 KEY = Key("ns", "fleet")
 
@@ -65,7 +65,7 @@ def test_a_new_list_drops_what_has_vanished_of_that_kind_and_namespace() -> None
     cache.put(RESOURCE, resource())
     cache.put(POD, thing("gone", 2))
     cache.put(POD, thing("stays", 3))
-    cache.put(DEPLOYMENT, thing("d", 4, spec={}))
+    cache.put(DEPLOYMENT, thing("fleet-warm", 4, spec={}))
     cache.wake = woken.append
     cache.replace(POD, "elsewhere", [])
     assert pods(cache) == {"gone": "2", "stays": "3"}
@@ -74,7 +74,7 @@ def test_a_new_list_drops_what_has_vanished_of_that_kind_and_namespace() -> None
     assert set(woken) == {KEY}
     seen = cache.seen(KEY)
     assert seen is not None
-    assert list(seen.deployments) == ["d"]
+    assert list(seen.deployments) == ["fleet-warm"]
 
 
 def test_a_resource_that_has_vanished_is_gone_with_its_last_child() -> None:
@@ -175,3 +175,18 @@ def test_a_child_whose_label_is_changed_leaves_its_resource(labels: dict[str, st
     cache.drop(POD, thing("p", 4))
     assert pods(cache) == {}
     assert not cache.homes
+
+
+def test_a_copy_of_a_deployment_under_another_name_is_not_the_resources() -> None:
+    cache = Cache()
+    cache.put(RESOURCE, resource())
+    for name, version in (("fleet-chat", 2), ("fleet-a-copy", 3), ("fleet-warm", 4), ("fleet-router", 5)):
+        found = thing(name, version)
+        found["metadata"]["labels"] |= {
+            "fleet-warm": {TIER: "warm"},
+            "fleet-router": {COMPONENT: ROUTER},
+        }.get(name, {TIER: "chat"})
+        cache.put(DEPLOYMENT, found)
+    seen = cache.seen(KEY)
+    assert seen is not None
+    assert set(seen.deployments) == {"fleet-chat", "fleet-warm", "fleet-router"}
