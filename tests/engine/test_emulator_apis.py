@@ -142,6 +142,23 @@ async def test_the_openai_client_reads_responses() -> None:
         assert final.output_text == text == whole.output_text
 
 
+async def test_what_a_response_cannot_be_made_of_is_refused_by_its_field() -> None:
+    for body, field in (
+        ({"input": [{"content": 5}]}, "input"),
+        ({"input": []}, "input"),
+        ({"input": "x", "service_tier": "gold"}, "service_tier"),
+        ({"input": "x", "background": True}, "background"),
+    ):
+        status, answer = await post("/v1/responses", **body)
+        assert (status, answer["error"]["param"].split(".")[0]) == (400, field)
+
+
+async def test_an_n_of_these_apis_means_nothing() -> None:
+    messages = [{"role": "user", "content": "tok"}]
+    assert (await post("/v1/responses", input="tok", max_output_tokens=2, n=4))[0] == 200
+    assert (await post("/v1/messages", messages=messages, max_tokens=2, n=4))[0] == 200
+
+
 # -- messages ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ requests. Only fields that affect timing are modelled; all others are accepted a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,6 +50,9 @@ class Message(_Part):
     content: str | list[dict[str, Any]] | None = None
 
 
+Choices = Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None
+
+
 class _Body(_Part):
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -59,21 +61,30 @@ class _Body(_Part):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = 0
-    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
     vllm_xargs: dict[str, Any] | None = None
 
 
 class CompletionBody(_Body):
+    n: Choices = None
     prompt: str | list[int] | list[str] | list[list[int]]
 
 
 class ChatBody(_Body):
+    n: Choices = None
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
+class Item(_Part):
+    """Of a response's input: a message, a function call, or its output."""
+
+    content: str | list[dict[str, Any]] | None = None
+    output: str | list[dict[str, Any]] | None = None
+    arguments: str | None = None
+
+
 class ResponsesBody(_Body):
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
@@ -105,16 +116,6 @@ class DetokenizeBody(_Part):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """What is left of a request's deadlines when it arrives here, seconds; the defaults are those of one that has none."""
-
-    ttft_s: float = inf
-    tpot_s: float = inf
-    late_ttft_s: float = -inf
-    """Counts once `ttft_s` is out of reach."""
-
-
 @dataclass(slots=True)
 class Ask:
     """An accepted request. `output_tokens_max` None: the client leaves the length to the model."""
@@ -130,7 +131,8 @@ class Ask:
     include_usage: bool
     continuous_usage: bool
     priority: int
-    slo: Slo
+    slo_ttft_s: float | None
+    slo_tpot_s: float | None
 
 
 def parse(kind: type[_BodyT], raw: bytes) -> _BodyT:
@@ -157,12 +159,12 @@ def completion_ask(raw: bytes) -> Ask:
     limit = body.max_tokens
     if limit is None and not body.ignore_eos:
         limit = COMPLETION_TOKENS_DEFAULT
-    return _ask(body, tuple(tokens), limit)
+    return _ask(body, tuple(tokens), limit, body.n or 1)
 
 
 def chat_ask(raw: bytes) -> Ask:
     body = parse(ChatBody, raw)
-    return _ask(body, (chat_tokens(body.messages),), body.max_completion_tokens or body.max_tokens)
+    return _ask(body, (chat_tokens(body.messages),), body.max_completion_tokens or body.max_tokens, body.n or 1)
 
 
 def responses_ask(raw: bytes) -> Ask:
@@ -175,9 +177,7 @@ def responses_ask(raw: bytes) -> Ask:
     if isinstance(body.input, str):
         messages = [Message(content=body.input)]
     else:
-        messages = [
-            Message(content=item.get("content") or item.get("output") or item.get("arguments")) for item in body.input
-        ]
+        messages = [Message(content=item.content or item.output or item.arguments) for item in body.input]
     if body.instructions is not None:
         messages.append(Message(role="system", content=body.instructions))
     return _ask(body, (chat_tokens(messages),), body.max_output_tokens)
@@ -203,7 +203,7 @@ def chat_tokens(messages: Sequence[Message]) -> int:
     return total
 
 
-def _ask(body: _Body, prompts: tuple[int, ...], limit: int | None) -> Ask:
+def _ask(body: _Body, prompts: tuple[int, ...], limit: int | None, choices: int = 1) -> Ask:
     options = body.stream_options
     if options is not None and not body.stream:
         raise bad_request("stream_options: may only be given together with stream: true", "stream_options")
@@ -213,7 +213,7 @@ def _ask(body: _Body, prompts: tuple[int, ...], limit: int | None) -> Ask:
     return Ask(
         model=body.model,
         prompts=prompts,
-        choices=body.n or 1,
+        choices=choices,
         output_tokens_max=limit,
         output_tokens_min=body.min_tokens,
         ignore_eos=body.ignore_eos,
@@ -221,18 +221,15 @@ def _ask(body: _Body, prompts: tuple[int, ...], limit: int | None) -> Ask:
         include_usage=options is not None and options.include_usage,
         continuous_usage=options is not None and options.include_usage and options.continuous_usage_stats,
         priority=body.priority,
-        slo=Slo(
-            _seconds(xargs, "slo_ttft_ms", inf),
-            _seconds(xargs, "slo_tpot_ms", inf),
-            _seconds(xargs, "slo_late_ttft_ms", -inf),
-        ),
+        slo_ttft_s=_milliseconds(xargs, "slo_ttft_ms"),
+        slo_tpot_s=_milliseconds(xargs, "slo_tpot_ms"),
     )
 
 
-def _seconds(xargs: dict[str, Any], name: str, default: float) -> float:
+def _milliseconds(xargs: dict[str, Any], name: str) -> float | None:
     value = xargs.get(name)
     if value is None:
-        return default
+        return None
     try:
         seconds = float(value) / 1000.0
     except (TypeError, ValueError):

@@ -17,8 +17,6 @@ from multislo_router.core.placement import Choice
 from multislo_router.core.request import HELD, OVER, Request
 from multislo_router.core.tier import Tier
 
-RETRY_S: Final = 0.05
-"""While requests are held and nothing happens, they are tried again this often."""
 SETTLED_S: Final = 0.001
 """An instance that was refreshed this short ago is not refreshed again for one request that ends."""
 RETRY_AFTER_MIN_S: Final = 1.0
@@ -54,7 +52,7 @@ class Admissions:
         """Book the request on the chosen instance."""
         found, kind = choice.room, choice.kind
         instance = found.instance
-        if request.late:
+        if request.lost:
             kind = d.BEST_EFFORT if request.tier.config.overload is Overload.BEST_EFFORT else d.LATE
         request.attempts += 1
         request.placed_at = now
@@ -81,8 +79,7 @@ class Admissions:
             iteration_predicted_s=found.iteration_s,
             room_s=found.least_s,
             load=instance.load,
-            ttft_due=request.slo_due,
-            second_due=request.second_due,
+            ttft_due=request.due,
             tpot_s=request.tpot_s,
             priority=priority,
             reason=kind.value,
@@ -93,31 +90,18 @@ class Admissions:
         counts = self.counts_of(request)
         counts.pending += 1
         counts.held += 1
-        if self.queue(request) <= request.arrived and not request.attempts:
+        if self._queue(request) <= request.arrived and not request.attempts:
             counts.out_of_reach += 1
         return d.Hold(request.id, request.tier.name, "no instance has room")
 
-    def queue(self, request: Request) -> float:
-        """Put it in the router's queue. Returns its last call: when the deadline that it is planned by is out of reach even of an idle
-        instance; of a lost one, when it has waited for as long as its tier lets it wait, if that is bounded."""
+    def _queue(self, request: Request) -> float:
+        """Put it in the router's queue; when its deadline is out of reach even of an idle instance."""
         tokens = 1 if request.prefilled else request.prompt_tokens
-        due = request.latest if request.lost else request.due
-        last_call_at = due - self._idle_prefill_s(tokens)
+        last_call_at = request.due - self._idle_prefill_s(tokens)
         self.pending.hold(request, last_call_at)
+        if request.lost:
+            self.pending.give_up(request)
         return last_call_at
-
-    def late(self, request: Request) -> None:
-        """A held request's deadline is out of reach: queue it by its second one, or behind all others."""
-        if not request.late:
-            self.counts_of(request).given_up += 1
-        request.miss()
-        self.pending.leave()
-        self.queue(request)
-
-    def again(self, request: Request, now: float) -> None:
-        """A held request has to be served now, and nothing has memory for it: look again soon."""
-        self.pending.leave()
-        self.pending.hold(request, now + RETRY_S)
 
     def leave_pending(self, request: Request) -> None:
         """It is about to be placed or refused, or its client went."""
@@ -137,17 +121,20 @@ class Admissions:
         sequences.release(request, instance, now)
         request.stage = OVER
         self.counts_of(request).in_flight -= 1
+        self.settle(instance, now)
+        return instance
+
+    def settle(self, instance: Instance, now: float) -> None:
+        """Something has left the instance. Many leave at once, and one look at the rest serves for all."""
         if now - instance.refreshed_at > SETTLED_S or not instance.bookings.requests:
             instance.refresh(now)
             self._fleet.refreshed(instance)
-        return instance
 
     def fresh(self, request: Request) -> None:
         """Its placement failed with nothing sent to its client: it is as before its first placement, but for its deadline."""
         request.stage = HELD
         request.tokens = request.tokens_met = 0
-        request.late = request.lost = False  # whether it is, its next placement tells
-        request.due = request.slo_due
+        request.lost = False  # whether it is, its next placement tells
         if request.parts:
             prompts = tuple([part.prompt_tokens for part in request.parts])
             sequences.split(request, prompts, len(request.members) // len(request.parts), self._config.latency)
@@ -156,7 +143,8 @@ class Admissions:
             request.measure_prefill(self._config.latency)
 
     def ended(self, request: Request, outcome: Outcome, tokens: int, now: float) -> Instance | None:
-        """The request is over; the instance that it was on, if it was placed. Of one that does not stream, `tokens` are all that it got."""
+        """The request is over; the instance that it was on, if it was placed. Of one that does not stream, or that has
+        several sequences, `tokens` are all that it got."""
         del self.requests[request.id]
         instance = None
         if request.stage is HELD:
@@ -166,6 +154,8 @@ class Admissions:
             instance = self.take_back(request, now)
             if request.parts:
                 sequences.sum_up(request, tokens, now)
+                if request.streaming and request.tokens:
+                    self.counts_of(request).saw_first_token(request)
             elif not request.streaming:
                 request.tokens = request.tokens_met = 0
                 request.tokens_met = request.in_time(tokens, now)
@@ -191,7 +181,7 @@ class Admissions:
                 self.counts_of(request).in_flight += 1
             else:
                 request.stage = HELD
-                self.queue(request)
+                self._queue(request)
                 self.counts_of(request).pending += 1
         for instance, requests in here.items():
             instance.rebook(requests, now)

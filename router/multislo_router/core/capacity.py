@@ -27,10 +27,15 @@ LATE_TPOT_S: Final = 1.0
 def fits(instance: Instance, request: Request) -> bool:
     """Whether KV memory and the number of sequences allow the request, now."""
     limits, bookings = instance.limits, instance.bookings
-    if bookings.requests + request.sequences > limits.seqs_max and bookings.requests:
+    sequences, kv_tokens = request.sequences, request.kv_tokens_expected()
+    if sequences > 1:
+        # More than half of an engine is taken for half: it queues the rest itself, and a busy fleet may never have an idle one.
+        sequences = min(sequences, max(1, limits.seqs_max // 2))
+        kv_tokens = min(kv_tokens, limits.kv_tokens_max // 2)
+    if bookings.requests + sequences > limits.seqs_max:
         return False
     held = bookings.kv_reserved + bookings.kv_foreign
-    if held + request.kv_tokens_expected() <= limits.kv_tokens_max * KV_SHARE:
+    if held + kv_tokens <= limits.kv_tokens_max * KV_SHARE:
         return True
     return bookings.requests == 0 and bookings.kv_foreign == 0
 

@@ -186,7 +186,8 @@ class SequenceEnded:
 
 @dataclass(slots=True, init=False)
 class RequestEnded:
-    """A request that had been placed or held is over. Of one that does not stream, `tokens` are all that it got."""
+    """A request that had been placed or held is over. Of one that does not stream, or that has several
+    sequences, `tokens` are all that it got."""
 
     now: float
     request: int

@@ -2,12 +2,11 @@
 the simulator does the same on a copy of the world. Never waits, never logs, reads no clock."""
 
 from collections.abc import Sequence
-from math import inf
 from typing import Final
 
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
-from multislo_router.core.admissions import RETRY_S, Admissions
+from multislo_router.core.admissions import Admissions
 from multislo_router.core.bookings import Bookings
 from multislo_router.core.config import CoreConfig, TierConfig
 from multislo_router.core.fleet import Fleet
@@ -23,6 +22,10 @@ from multislo_router.core.tier import Tier
 
 ATTEMPTS_MAX: Final = 2
 """Placements of one request: the first, and one more where an engine failed before it said anything."""
+RETRY_S: Final = 0.05
+"""While requests are held and nothing happens, they are tried again this often."""
+PROMPT_RETRY_S: Final = 0.001
+"""Between two tries of a held request with several prompts, for each of them: a try follows them all, on one instance after another."""
 OFFERED_MAX: Final = 8
 """Held requests tried when an instance gets room: the bound on the cost of an event."""
 LATE_OFFERED_MAX: Final = 4
@@ -178,13 +181,15 @@ class RouterCore:
         if instance is None or event.tokens < 1:
             return NOTHING
         now = event.now
-        request = sequence_of(self.requests[event.request], event.sequence, instance, now)
+        whole = self.requests[event.request]
+        request = sequence_of(whole, event.sequence, instance, now)
         if request is None:
             return NOTHING
         first = request.tokens == 0
         if first:
             request.first_token_at = now
-            self.admissions.counts_of(request).saw_first_token(request)
+            if request is whole:
+                self.admissions.counts_of(request).saw_first_token(request)
         if instance.tokens(request, event.tokens, now):
             self.fleet.refreshed(instance)
         return self._offer(instance, now) if first and self.pending.count else NOTHING
@@ -198,8 +203,7 @@ class RouterCore:
         if sequence is None or sequence is request:
             return NOTHING
         instance.release(sequence, event.now)
-        instance.refresh(event.now)
-        self.fleet.refreshed(instance)
+        self.admissions.settle(instance, event.now)
         return self._offer(instance, event.now) if self.pending.count else NOTHING
 
     def _request_ended(self, event: e.RequestEnded) -> Sequence[d.Decision]:
@@ -251,17 +255,25 @@ class RouterCore:
         if not instance.placeable or self.instances.get(instance.id) is not instance:
             return NOTHING
         made: list[d.Decision] = []
-        for request in self.pending.first_in_time(OFFERED_MAX):
+        for request in self._first_in_time(now):
             choice = self._offer_by(instance, request, now)
             if choice is not None:
                 made.append(self._place_held(request, choice, now))
         if not made:
-            lost = self.pending.first_lost()
+            lost = self._first_lost(now)
             if lost is not None:
                 found = room_for_late(instance, lost, now)
                 if found is not None:
                     made.append(self._place_held(lost, Choice(found, d.LATE), now))
         return made
+
+    def _first_in_time(self, now: float) -> list[Request]:
+        """The most urgent held requests that are tried again now."""
+        return [request for request in self.pending.first_in_time(OFFERED_MAX) if _begins_try(request, now)]
+
+    def _first_lost(self, now: float) -> Request | None:
+        lost = self.pending.first_lost()
+        return lost if lost is not None and _begins_try(lost, now) else None
 
     def _place_held(self, request: Request, choice: Choice, now: float) -> d.Decision:
         self.admissions.leave_pending(request)
@@ -275,12 +287,12 @@ class RouterCore:
             decision = self._last_call(request, now)
             if decision is not None:
                 made.append(decision)
-        for request in self.pending.first_in_time(OFFERED_MAX):
+        for request in self._first_in_time(now):
             choice = self._place_by(self.fleet.homes, request, now)
             if choice is not None:
                 made.append(self._place_held(request, choice, now))
         for _ in range(LATE_OFFERED_MAX):
-            lost = self.pending.first_lost()
+            lost = self._first_lost(now)
             choice = least_harm(self.fleet.homes, lost, now) if lost is not None else None
             if lost is None or choice is None:
                 break
@@ -290,13 +302,11 @@ class RouterCore:
         return made
 
     def _last_call(self, request: Request, now: float) -> d.Decision | None:
-        """The deadline that it is planned by is about to be missed: one tolerant try, then what its tier says about overload."""
+        """Its deadline is about to be lost: one tolerant try, then what its tier says about overload."""
         request.avoid = None  # the instance that failed it may be the only one: else it would wait for ever
-        if request.lost:
-            return self._serve_at_last(request, now)
         refusing = request.tier.refuses
         # A request that is likely to be late costs others as much as one in time: a tier that refuses wants it refused.
-        tolerance_s = 0.0 if refusing or request.late else TOLERANCE * (request.due - request.arrived)
+        tolerance_s = 0.0 if refusing else TOLERANCE * (request.due - request.arrived)
         choice = nearly(self.fleet.homes, request, now, tolerance_s)
         if choice is not None:
             return self._place_held(request, choice, now)
@@ -304,15 +314,8 @@ class RouterCore:
             self.admissions.leave_pending(request)
             cause = d.Cause.DEADLINE if self.fleet.placeable else d.Cause.NO_INSTANCE
             return self.admissions.refuse(request, cause, now, "no instance can meet its deadline any more")
-        self.admissions.late(request)
-        return None
-
-    def _serve_at_last(self, request: Request, now: float) -> d.Decision | None:
-        """It has waited for as long as its tier lets a request wait: it goes where it harms least, whatever that is."""
-        choice = nearly(self.fleet.homes, request, now, inf)
-        if choice is not None:
-            return self._place_held(request, choice, now)
-        self.admissions.again(request, now)
+        self.admissions.counts_of(request).given_up += 1
+        self.pending.give_up(request)
         return None
 
     def _set_wake(self, at: float, now: float) -> None:
@@ -360,3 +363,13 @@ class RouterCore:
 
 def _tpot(tier: TierConfig) -> float:
     return tier.tpot_s
+
+
+def _begins_try(request: Request, now: float) -> bool:
+    """Notes that a place is looked for again; False where that was done too short a time ago for so many prompts."""
+    if not request.parts:
+        return True
+    if now < request.tried_at + PROMPT_RETRY_S * len(request.parts):
+        return False
+    request.tried_at = now
+    return True

@@ -39,7 +39,7 @@ def _sequence(request: Request, index: int, prompt_tokens: int) -> Request:
         -1 - index - IDS * request.id,
         request.tier,
         request.arrived,
-        request.slo_due - request.arrived,
+        request.due - request.arrived,
         request.tpot_s,
         prompt_tokens,
         request.output_tokens_max,
@@ -62,7 +62,7 @@ def admit(request: Request, instance: Instance, now: float) -> None:
         return
     request.stage = PREFILL
     for sequence in request.members:
-        sequence.is_late_like(request)
+        sequence.lost = request.lost
         sequence.placed_at = now
         sequence.ttft_predicted_at = request.ttft_predicted_at
         sequence.iteration_predicted_s = request.iteration_predicted_s
@@ -93,16 +93,21 @@ def sequence_of(request: Request, index: int, instance: Instance, now: float) ->
 
 
 def sum_up(request: Request, tokens: int, now: float) -> None:
-    """It is over: what became of its sequences is what became of it. Of one that does not stream, `tokens` are those of all."""
-    if request.streaming:
-        request.tokens = sum([sequence.tokens for sequence in request.members])
-        request.tokens_met = sum([sequence.tokens_met for sequence in request.members])
-        request.first_token_at = max([sequence.first_token_at for sequence in request.members])
-        return
-    # How they are spread is not known: evenly, as nearly as may be.
-    each, more = divmod(tokens, len(request.members))
-    request.tokens = 0
-    request.tokens_met = more * request.in_time(each + 1, now) + (len(request.members) - more) * request.in_time(
-        each, now
-    )
-    request.tokens = tokens
+    """It is over: what became of its sequences is what became of it. `tokens` are those of all, by its `usage`; 0 where that is not known.
+    How those that no event has told are spread is not known: evenly, as nearly as may be."""
+    members = request.members
+    if not request.streaming:
+        for sequence in members:
+            sequence.tokens = sequence.tokens_met = 0
+            sequence.last_token_at = now
+    told = [sequence for sequence in members if sequence.tokens or not request.streaming]
+    unseen = tokens - sum([sequence.tokens for sequence in told])
+    if told and unseen > 0:
+        each, more = divmod(unseen, len(told))
+        for index, sequence in enumerate(told):
+            count = each + 1 if index < more else each
+            sequence.tokens_met += sequence.in_time(count, sequence.last_token_at)
+            sequence.tokens += count
+    request.tokens = sum([sequence.tokens for sequence in members])
+    request.tokens_met = sum([sequence.tokens_met for sequence in members])
+    request.first_token_at = max([sequence.first_token_at for sequence in members])

@@ -48,9 +48,9 @@ class _Body(msgspec.Struct, gc=False):
     tools: msgspec.Raw = _ABSENT
     priority: msgspec.Raw = _ABSENT
     vllm_xargs: msgspec.Raw = _ABSENT
-    n: int | float | None = None
+    n: msgspec.Raw = _ABSENT
     truncate_prompt_tokens: msgspec.Raw = _ABSENT
-    max_output_tokens: int | float | None = None
+    max_output_tokens: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     instructions: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
@@ -118,7 +118,9 @@ def scan_body(body: bytes, route: Route) -> BodyScan:
         text_bytes -= 3 * prompt.count(b"\\u")
         if plain and prompt[:1] == b"[":
             prompts = tuple(len(text[0]) for text in islice(_STRING.finditer(prompt), SEQUENCES_MAX + 1))
-    choices = 1 if fields.n is None else _whole_number("n", fields.n, 1, SEQUENCES_MAX)
+    choices = 1
+    if fields.n is not _ABSENT and (plain or route is Route.CHAT):  # The other APIs have no such field.
+        choices = _number("n", fields.n, 1, SEQUENCES_MAX) or 1
     if len(prompts) * choices > SEQUENCES_MAX:
         many = len(prompts) if len(prompts) <= SEQUENCES_MAX else f"more than {SEQUENCES_MAX}"
         message = f"prompt: {many} prompts with n = {choices} are more than {SEQUENCES_MAX} sequences in one request"
@@ -193,12 +195,23 @@ def _refuse_stored(fields: _Body) -> None:
 
 
 def _output_tokens_max(fields: _Body, route: Route) -> int | None:
-    name, limit = "max_tokens", fields.max_tokens
     if route is Route.RESPONSES:
-        name, limit = "max_output_tokens", fields.max_output_tokens
-    elif route is not Route.MESSAGES and fields.max_completion_tokens is not None:
+        return _number("max_output_tokens", fields.max_output_tokens, 0, TOKENS_MAX)
+    name, limit = "max_tokens", fields.max_tokens
+    if route is not Route.MESSAGES and fields.max_completion_tokens is not None:
         name, limit = "max_completion_tokens", fields.max_completion_tokens
     return None if limit is None else _whole_number(name, limit, 0, TOKENS_MAX)
+
+
+def _number(name: str, field: msgspec.Raw, least: int, most: int) -> int | None:
+    """Of a field that only some of the APIs have; None where it is absent or null."""
+    given = _given(field)
+    if not given:
+        return None
+    try:
+        return _whole_number(name, msgspec.json.decode(given, type=int | float), least, most)
+    except msgspec.ValidationError:
+        raise Fault(Reason.INVALID_FIELD, f"{name}: must be an integer from {least} to {most}", param=name) from None
 
 
 def _whole_number(name: str, value: int | float, least: int, most: int) -> int:

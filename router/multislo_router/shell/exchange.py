@@ -73,7 +73,6 @@ class Exchange:
         "_model",
         "_opened",
         "_scan",
-        "_sequences",
         "_served",
         "_told_at",
         "_whole",
@@ -108,8 +107,6 @@ class Exchange:
         self._model = model
         """Whose tokens are counted."""
         self._served: ServedTier | None = None
-        self._sequences = 1
-        """Prompts times choices."""
         self._events: EventCount | None = None
         self._whole: WholeAnswer | None = None
         self._answer: ResponseHead | None = None
@@ -180,11 +177,8 @@ class Exchange:
             fields.append(b'"priority":%d' % (place.priority + round(1000 * (time.time() - time.monotonic()))))
         if self._gateway.slo_aware and not scan.has_xargs:
             # The engine has a clock of its own: it is told what is left, not when; below 0, how long it is overdue.
-            now = time.monotonic()
-            slo = b'"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f' % (1000 * (place.ttft_due - now), 1000 * place.tpot_s)
-            if place.second_due > place.ttft_due:
-                slo += b',"slo_late_ttft_ms":%.3f' % (1000 * (place.second_due - now))
-            fields.append(b'"vllm_xargs":{%b}' % slo)
+            left_ms = 1000 * (place.ttft_due - time.monotonic())
+            fields.append(b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s))
         if self.head.target.route is Route.RESPONSES and scan.service_tier not in OPENAI_SERVICE_TIERS:
             # vLLM refuses a tier's name, in this API only. Of two fields of one name the later counts.
             fields.append(b'"service_tier":"auto"')
@@ -210,8 +204,8 @@ class Exchange:
         head = self.head
         if place is not None:
             assert self._scan is not None
-            self._sequences = max(1, len(self._scan.prompts)) * self._scan.choices
-            self._events = EventCount(self._sequences) if answer.event_stream else None
+            sequences = max(1, len(self._scan.prompts)) * self._scan.choices
+            self._events = EventCount(sequences) if answer.event_stream else None
             self._whole = None if answer.event_stream else WholeAnswer()
             tier = b"x-multislo-tier: %b\r\n" % place.tier.encode()
             assert self._scan is not None
@@ -392,7 +386,10 @@ class Exchange:
         outcome = _outcome_of(self._answer.status)
         if self._events is not None:
             prompt = self._events.usage.prompt_tokens
-            unseen = (self._events.usage.completion_tokens or 0) - self._events.tokens
+            told = self._events.usage.completion_tokens or 0
+            unseen = told - self._events.tokens
+            if self._events.several:
+                tokens = told
             if self._events.failed:
                 outcome = Outcome.ENGINE_FAILED
         elif self._whole is not None:
@@ -403,7 +400,7 @@ class Exchange:
             self._gateway.tell(PromptMeasured(now, id, prompt))
             assert self._scan is not None
             self._gateway.correct_estimate(self.head.target.route is not Route.COMPLETIONS, self._scan, prompt)
-        if unseen > 0 and self._sequences == 1:
+        if unseen > 0 and not tokens:
             # The engine packs several tokens into one event, and said in the end how many there were.
             self._gateway.tell(TokensReceived(now, id, unseen))
         if self._model is not None:

@@ -117,7 +117,7 @@ METRICS: tuple[Metric, ...] = (
         "multislo_requests_given_up_total",
         "counter",
         "requests",
-        "Held requests whose deadline no instance could meet any more: served late.",
+        "Held requests whose deadline no instance could meet any more: served late, from what the others leave.",
         lambda t: t.given_up,
     ),
     of_tier(
@@ -294,7 +294,12 @@ METRICS: tuple[Metric, ...] = (
         "Predicted time of its next steady iteration.",
         lambda i: i.iteration_predicted_s,
     ),
-    of_instance("multislo_instance_requests", "requests", "Requests placed on it and not over.", lambda i: i.requests),
+    of_instance(
+        "multislo_instance_requests",
+        "requests",
+        "Requests placed on it and not over. One with several sequences (n, lists of prompts) counts as so many.",
+        lambda i: i.requests,
+    ),
     of_instance(
         "multislo_instance_prefills", "requests", "Of these, the ones without a first token.", lambda i: i.prefills
     ),
@@ -392,7 +397,7 @@ METRICS: tuple[Metric, ...] = (
         "multislo_passed_through_total",
         "counter",
         "requests",
-        "Requests for other paths than completions, passed to an instance without an SLO.",
+        "Requests for paths that are not scheduled, passed to an instance without an SLO.",
         lambda s: s.passed_through,
     ),
     of_router(

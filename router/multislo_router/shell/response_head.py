@@ -12,7 +12,7 @@ from typing import Protocol
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r\n")
 _FRAMING = re.compile(rb"\r\n(transfer-encoding|content-length|connection):[ \t]*([^\r\n]*)")
 _OWN = re.compile(
-    rb"\r\n(?:connection|keep-alive|proxy-authenticate|proxy-connection|te|trailer|upgrade|access-control-[a-z-]+|x-request-id|x-multislo-[a-z-]+):[^\r\n]*"
+    rb"\r\n(?:connection|keep-alive|proxy-authenticate|proxy-connection|te|trailer|upgrade|access-control-[a-z-]+|(?:x-)?request-id|x-multislo-[a-z-]+):[^\r\n]*"
 )
 """Ends here (RFC 9110, 7.6.1), or is written by the router."""
 _AUTHORITY = re.compile(rb"(\r\n(?:content-)?location:[ \t]*)(?:https?:)?//[^/\r\n]*", re.IGNORECASE)

@@ -160,7 +160,8 @@ def unknown(method: bytes, target: Target) -> Fault:
         allow = target.allow.decode()
         message = f"{method.decode()} {path}: the method must be one of {allow}"
         return Fault(Reason.METHOD_NOT_ALLOWED, message, allow=allow)
-    why = "responses are not stored here" if path.startswith("/v1/responses/") else "there is no such path"
+    stored = path.startswith("/v1/responses/") and (method != b"POST" or path.endswith("/cancel"))
+    why = "responses are not stored here" if stored else "there is no such path"
     return Fault(Reason.NOT_FOUND, f"{method.decode()} {path}: {why}")
 
 

@@ -157,3 +157,49 @@ def test_tokens_of_a_sequence_that_is_not_there_change_nothing(small_fleet: Call
         assert fleet.send(e.TokensReceived(fleet.now, 1, sequence=index)) == []
         assert fleet.send(e.SequenceEnded(fleet.now, 1, index)) == []
     assert fleet.instance("a").requests == 2
+
+
+def test_time_per_output_token_counts_tokens_that_came_several_in_an_event(small_fleet: Callable) -> None:
+    fleet = small_fleet("middle")
+    fleet.arrive(choices=2)
+    for fleet.now in (0.1, 0.18, 0.26):
+        for index in range(2):
+            fleet.send(e.TokensReceived(fleet.now, 1, sequence=index))
+    fleet.send(e.SequenceEnded(fleet.now, 1, 0))
+    fleet.end(1, tokens=2 * 9)
+
+    assert tier(fleet).tokens_met == 18
+    assert tier(fleet).recent.tpot_p50_s == pytest.approx(0.02)
+
+
+def test_time_to_first_token_is_told_once_a_request(small_fleet: Callable) -> None:
+    fleet = small_fleet("middle")
+    fleet.arrive(choices=3)
+    for index in range(3):
+        fleet.now = 0.1 + index / 100
+        fleet.send(e.TokensReceived(fleet.now, 1, sequence=index))
+    fleet.end(1)
+
+    assert (sum(tier(fleet).ttft.counts), tier(fleet).ttft.sum) == (1, pytest.approx(0.12))
+
+
+def test_more_than_an_engine_holds_is_placed_on_one_that_is_never_idle(small_fleet: Callable) -> None:
+    fleet = small_fleet("loose", seqs_max=64)
+    for _ in range(20):
+        fleet.arrive("loose")
+    assert isinstance(fleet.arrive("loose", choices=100), d.Place)
+    assert isinstance(fleet.arrive("loose"), d.Hold)
+
+
+def test_a_held_list_of_prompts_is_tried_again_the_more_seldom_the_longer_it_is(small_fleet: Callable) -> None:
+    fleet = small_fleet("loose", seqs_max=4)
+    for _ in range(4):
+        fleet.arrive("loose")
+    assert isinstance(fleet.arrive("loose", prompt_tokens=1000, prompts=(10,) * 100), d.Hold)
+
+    fleet.now = 0.05
+    assert [fleet.end(request) for request in (1, 2, 3)] == [[], [], []]
+    fleet.now = 0.11
+
+    (placed,) = fleet.send(e.Tick(fleet.now))
+    assert isinstance(placed, d.Place)

@@ -393,6 +393,12 @@ async def test_a_stored_response_is_not_there(kit: Any, line: str) -> None:
     assert not stage.engines[0].asked
 
 
+async def test_a_path_below_responses_that_stores_nothing_is_only_not_there(kit: Any) -> None:
+    stage = await kit.stage()
+    answer = await (await stage.client()).ask(RESPONSE, "/v1/responses/compact")
+    assert (answer.status, answer.error["message"]) == (404, "POST /v1/responses/compact: there is no such path")
+
+
 async def test_counting_tokens_passes_through_to_an_engine(kit: Any) -> None:
     async def script(line: Any, asked: Any) -> None:
         await line.send(kit.sized(b'{"input_tokens": 9}'))

@@ -81,6 +81,28 @@ async def test_an_n_that_is_none_is_refused_with_its_range(kit: Any, n: Any) -> 
     assert not stage.engines[0].asked
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/responses", {"input": "x"}), ("/v1/messages", {"messages": [{"role": "user", "content": "x"}]})],
+)
+@pytest.mark.parametrize("n", [4, 0, "four"])
+async def test_an_n_of_an_api_that_has_none_means_nothing(kit: Any, path: str, body: Any, n: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    arrivals = told(stage, e.RequestArrived)
+    assert (await client.ask(body | {"model": "llama", "n": n, "max_tokens": 3}, path)).status == 200
+    assert arrivals[0].choices == 1
+
+
+async def test_best_of_is_relayed_and_counts_nothing(kit: Any) -> None:
+    stage = await kit.stage()
+    client = await stage.client()
+    arrivals = told(stage, e.RequestArrived)
+    await client.ask(COMPLETION | {"prompt": "x", "n": 2, "best_of": 4}, "/v1/completions")
+    assert arrivals[0].choices == 2
+    assert stage.engines[0].asked[0].json["best_of"] == 4
+
+
 @pytest.mark.parametrize("prompt", [["x"] * 3000, [[1]] * 3000, ["x"] * 1500])
 async def test_more_sequences_than_an_engine_could_run_are_refused_with_their_number(kit: Any, prompt: Any) -> None:
     stage = await kit.stage()
@@ -151,4 +173,23 @@ async def test_tokens_of_a_stream_are_told_by_their_sequence(kit: Any) -> None:
     assert [event.sequence for event in ends] == [1, 0, 2]
     tier = stage.gateway.core.status(0.0).tiers[1]
     assert tier.tokens_met + tier.tokens_missed == 7
+    assert sum(tier.ttft.counts) == 1
     assert stage.outcomes() == {"completed": 1}
+
+
+async def test_tokens_that_came_several_in_an_event_are_told_from_usage(kit: Any) -> None:
+    async def script(line: Any, asked: Any) -> None:
+        for index in (0, 1, 0, 1):  # four tokens in each
+            await line.send(
+                kit.SSE_HEAD * (not sent) + kit.chunk(kit.event({"choices": [{"index": index, "text": "x"}]}))
+            )
+            sent.append(index)
+        usage = kit.event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 16}})
+        await line.send(kit.chunk(usage + kit.DONE) + b"0\r\n\r\n")
+
+    sent: list[int] = []
+    stage = await kit.stage(script)
+    await (await stage.client()).ask(COMPLETION | {"prompt": "x", "n": 2, "stream": True}, "/v1/completions")
+
+    tier = stage.gateway.core.status(0.0).tiers[1]
+    assert tier.tokens_met + tier.tokens_missed == 16
