@@ -161,7 +161,12 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        watch_peer(self.transport.get_extra_info("socket"), ENGINE)
+        try:
+            watch_peer(self.transport.get_extra_info("socket"), ENGINE)
+        except Exception as error:
+            # The event loop would leave the connection open, and whoever waits for it waiting.
+            self._instance.errors.report(Seam.CONNECT, error)
+            self.transport.abort()
 
     def send(self, exchange: "Exchange") -> None:
         self.exchange = exchange

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import multislo_router.core
 import multislo_router.shell
 from multislo_router.core import events as e
+from multislo_router.shell import engine
 from multislo_router.shell.exchange import Exchange
 
 ROOMS = [Path(room.__file__).parent for room in (multislo_router.core, multislo_router.shell)]
@@ -29,6 +30,7 @@ GUARDS = frozenset(
         "_wake",
         "arrive",
         "connection_lost",
+        "connection_made",
         "watch",
     }
 )
@@ -196,6 +198,26 @@ async def test_a_request_that_nothing_would_continue_is_found_and_ended(kit: Any
 
     assert (answer.status, answer.headers["x-multislo-reason"]) == (500, "internal")
     assert stage.gateway.errors.counts == {"lost": 1}
+
+
+async def test_a_connection_to_an_engine_that_cannot_be_set_up_ends_its_request(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop itself would end neither the connection nor the wait for it."""
+    stage = await kit.stage()
+    client = await stage.client()
+
+    def fails(*_: object) -> None:
+        raise OSError(22, "Invalid argument")  # what some systems say of a socket whose peer has gone already
+
+    monkeypatch.setattr(engine, "watch_peer", fails)
+    failed = await client.ask(kit.CHAT)
+    monkeypatch.undo()
+
+    assert failed.status == 502
+    assert stage.gateway.errors.counts == {"connect": 2}  # it was tried twice
+    await stage.until(lambda: not any(i.failed.is_set() for i in stage.gateway.fleet.instances.values()))
+    assert (await client.ask(kit.CHAT)).status == 200
 
 
 async def test_timers_go_on_after_an_exception(kit: Any) -> None:
