@@ -17,6 +17,8 @@ TOKEN_HEADER = "x-multislo-fleet-token"
 """Whoever started a router shows by it, with PUT /instances, that it is this one's fleet."""
 TOKEN_VARIABLE = "MULTISLO_FLEET_TOKEN"
 """Where the router gets it from: the environment, which other users of the machine cannot read, as they can a command line."""
+SHUTDOWN_DELAY_VARIABLE = "MULTISLO_SHUTDOWN_DELAY"
+"""How many seconds a router that is told to stop serves on. No option of the command line: a router of an older version passes over it."""
 
 
 class Document(BaseModel):

@@ -105,6 +105,13 @@ class Router(Part):
         description="How long a streaming answer may be silent before the router sends a comment (: keep-alive), and again after each such "
         "time, so that proxies with a timeout do not close it; a duration. 0s: never. Default: 15s.",
     )
+    shutdown_delay_s: Annotated[float, Duration(most_s=600)] = Field(
+        default=5.0,
+        alias="shutdownDelay",
+        description="How long a router that is told to stop serves on as before, while its health checks fail and its answers close their "
+        "connections, so that load balancers send to others first; a duration. A balancer with health checks of its own needs as long as "
+        "it takes to notice. Default: 5s.",
+    )
     cors: Cors | None = Field(
         default=None,
         description="Lets web pages of other origins use the API from a browser. Default: none, browsers keep the answers from them.",

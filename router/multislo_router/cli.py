@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 
 from multislo_api.cli import WrongManifest, manifest_at
-from multislo_api.fleet import TOKEN_VARIABLE
+from multislo_api.fleet import SHUTDOWN_DELAY_VARIABLE, TOKEN_VARIABLE
 from multislo_api.number import Number
 from multislo_api.tolerant import VARIABLE, warning
 from multislo_perf.profile import ProfileInvalid, load_profile
@@ -56,6 +56,14 @@ class Listeners:
     admin_port: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Seconds, one after the other."""
+
+    delay_s: float
+    drain_timeout_s: float
+
+
 @click.command(
     "router",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,6 +91,11 @@ class Listeners:
     help="Seconds that running answers have after the router is told to stop.",
 )  # fmt: skip
 @click.option(
+    "--shutdown-delay", "shutdown_delay_s", type=Number(min=0, max=600), default=0.0, show_default=True,
+    envvar=SHUTDOWN_DELAY_VARIABLE, show_envvar=True,
+    help="Seconds that the router serves on after it is told to stop, while its health checks fail, before it drains.",
+)  # fmt: skip
+@click.option(
     "--unknown-fields", type=click.Choice(["refuse", "ignore"]), default="refuse", envvar=VARIABLE, show_envvar=True,
     show_default=True, help="Of manifest and profile; ignore warns of each, for files that a newer version wrote.",
 )  # fmt: skip
@@ -96,12 +109,13 @@ def router(
     api_key_file: Path | None,
     profile_name: str | None,
     drain_timeout_s: float,
+    shutdown_delay_s: float,
     unknown_fields: str,
     parent_pid: int | None,
 ) -> None:
     """Run the router alone. PUT /instances on its admin listener tells it the fleet.
 
-    Ctrl-C or SIGTERM lets running answers finish; a second one stops at once. With MULTISLO_FLEET_TOKEN in the
+    Ctrl-C or SIGTERM lets running answers finish, after the shutdown delay; a second one stops at once. With MULTISLO_FLEET_TOKEN in the
     environment, PUT /instances must send its value in the header x-multislo-fleet-token.
     """
     tolerant = unknown_fields == "ignore"
@@ -122,7 +136,8 @@ def router(
     )
     _return_memory()
     config, settings = core_config(manifest, profile), shell_settings(manifest, keys)
-    finished = uvloop.run(_serve(config, settings, settings.served_names[0], listeners, drain_timeout_s, parent_pid))
+    stopping = Stopping(shutdown_delay_s, drain_timeout_s)
+    finished = uvloop.run(_serve(config, settings, settings.served_names[0], listeners, stopping, parent_pid))
     sys.exit(0 if finished else 1)
 
 
@@ -131,7 +146,7 @@ async def _serve(
     settings: ShellSettings,
     model: str,
     listeners: Listeners,
-    drain_timeout_s: float,
+    stopping: Stopping,
     parent_pid: int | None,
 ) -> bool:
     """Until told to stop. False: at once, with answers perhaps cut off."""
@@ -152,7 +167,8 @@ async def _serve(
             await gateway.start(listeners.host, listeners.port)
         _tell(listeners, gateway.port, runner.addresses[0][1], config)
         await stop.wait()
-        return await _finish(gateway, at_once, drain_timeout_s)
+        await _leave(gateway, at_once, stopping.delay_s)
+        return await _finish(gateway, at_once, stopping.drain_timeout_s)
     finally:
         if watcher is not None:
             watcher.cancel()
@@ -184,6 +200,19 @@ def _gateway(config: CoreConfig, settings: ShellSettings) -> Gateway:
         raise WrongManifest(f"error: {error}") from None
 
 
+async def _leave(gateway: Gateway, at_once: asyncio.Event, delay_s: float) -> None:
+    """Serve on until those who send here have heard that they shall not."""
+    gateway.leave()
+    if not delay_s or at_once.is_set():
+        return
+    click.echo(
+        f"stopping in {delay_s:g} s: health checks fail, requests are still served (again: stop at once)", err=True
+    )
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await at_once.wait()
+
+
 async def _finish(gateway: Gateway, at_once: asyncio.Event, drain_timeout_s: float) -> bool:
     """Let answers under way finish, unless there is no patience for it."""
     drain = asyncio.create_task(gateway.shutdown(drain_timeout_s))
@@ -193,8 +222,8 @@ async def _finish(gateway: Gateway, at_once: asyncio.Event, drain_timeout_s: flo
         click.echo(f"stopping: {under_way} answers are under way (again: stop at once)", err=True)
     await asyncio.wait([drain, hurry], return_when=asyncio.FIRST_COMPLETED)
     hurry.cancel()
-    finished = drain.done()
-    if not finished:
+    finished = drain.done() or not under_way
+    if not drain.done():
         drain.cancel()
         await asyncio.gather(drain, return_exceptions=True)
         await gateway.shutdown(0.0)

@@ -269,6 +269,26 @@ def test_a_router_that_cannot_start_ends_the_fleet_with_its_words(up: Up, manife
     assert fleet.left() == {}
 
 
+def test_a_file_that_the_router_cannot_read_is_told_before_an_engine_starts(
+    up: Up, manifest: Manifest, tmp_path: Path
+) -> None:
+    keys, tokenizer = tmp_path / "keys", tmp_path / "tokenizer.json"
+    keys.write_text("# nobody\n")
+    tokenizer.write_text("{}")
+    with_tokenizer = {**manifest, "spec": {**manifest["spec"], "model": {"name": "m", "tokenizer": str(tokenizer)}}}
+
+    for fleet, named in (
+        (up(manifest, "--api-key-file", str(keys)), keys),
+        (up(manifest, "--api-key-file", str(tmp_path / "nowhere")), "nowhere"),
+        (up(with_tokenizer), f'spec.model.tokenizer: "{tokenizer}" must be a tokenizer.json'),
+    ):
+        assert fleet.exit_code() == 1
+        (failed,) = fleet.events("failed")
+        assert str(named) in failed["text"]
+        assert not fleet.events("start")
+        assert fleet.left() == {}
+
+
 @contextmanager
 def a_router(path: Path, port: int, environment: dict[str, str]) -> Iterator[str]:
     """A router that none of the fleets here has started; the URL of its admin listener."""

@@ -18,7 +18,7 @@ class RouterEnded(Exception):
 class RouterProcess:
     def __init__(self, command: Sequence[str], child: Child, journal: Journal, token: str) -> None:
         self.child = child
-        self.answered = False
+        self.answered = asyncio.Event()
         """Set by whoever has seen its admin listener answer to its token."""
         self.stranger: str | None = None
         """Set while another router answers in its place."""
@@ -39,7 +39,7 @@ class RouterProcess:
             if self.stopping:
                 return
             words = self.child.last_words(5)
-            if not self.answered or self.stranger is not None:
+            if not self.answered.is_set() or self.stranger is not None:
                 ended = f"the router ended with code {code}" + (f":\n{words}" if words else "")
                 raise RouterEnded(ended if self.stranger is None else f"{self.stranger}; {ended}")
             lived_s = time.monotonic() - began

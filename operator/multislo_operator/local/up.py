@@ -31,6 +31,8 @@ from multislo_perf.profile import Profile
 
 LOOK_S = 1.0
 """Between two looks at the fleet."""
+ROUTER_UP_LOOK_S = 0.1
+"""Between two tries to reach a router that is starting: the engines wait for it."""
 DRAIN_MAX_S = 120.0
 """How long answers under way may take after Ctrl-C, where the drain timeout allows more."""
 EXIT_DONE, EXIT_FAILED, EXIT_AT_ONCE = 0, 1, 130
@@ -144,21 +146,23 @@ class Up:
             fleet.changed.clear()
             try:
                 await client.put_instances(fleet.listed())
-                router.answered, router.stranger = True, None
+                router.stranger = None
+                router.answered.set()
             except AnotherRouter as error:
                 router.stranger = str(error)
             except RouterUnreachable:
                 pass
-            await within(fleet.changed, LOOK_S)
+            await within(fleet.changed, LOOK_S if router.answered.is_set() else ROUTER_UP_LOOK_S)
 
     async def _look(self, client: AdminClient, router: RouterProcess, fleet: LocalFleet) -> None:
-        """See, decide, carry out."""
+        """See, decide, carry out; once the router is up, so that no engine starts for one that cannot."""
+        await router.answered.wait()
         memory = Memory()
         failed_since: dict[str, float] = {}
         snapshot: FleetSnapshot | None = None
         seen_at = time.monotonic()
         while not self._stop.is_set():
-            if router.answered and router.stranger is None:
+            if router.stranger is None:
                 with contextlib.suppress(RouterUnreachable):
                     snapshot = await client.fleet()
                     seen_at = time.monotonic()

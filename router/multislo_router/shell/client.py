@@ -183,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
         while self._backlog and not reader.requests and not reader.ended:
             first = self._backlog[0]
             at = self._backlog_at
-            end = at + reader.appetite
+            end = reader.piece_end(first, at)
             if end >= len(first):
                 self._backlog.popleft()
                 self._backlog_at = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 from multislo_api.fleet import InstanceEntry
 from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.keep_alive import ENGINE, watch_peer
-from multislo_router.shell.response_head import EngineSpokeNonsense, ResponseBody, body_of, read_head
+from multislo_router.shell.response_head import EngineSpokeNonsense, ResponseBody, body_of, check_start, read_head
 from multislo_router.shell.settings import ShellSettings
 
 if TYPE_CHECKING:
@@ -220,6 +220,7 @@ class EngineConnection(asyncio.Protocol):
     def _hold_head(self, data: bytes) -> None:
         if len(data) > self._settings.response_head_max_bytes:
             raise EngineSpokeNonsense("endless response head")
+        check_start(data)
         self._head_held = data
 
     def _lose(self, why: str) -> None:

@@ -3,7 +3,8 @@
     Fault                          the one exception: a request is answered with an error, and its raiser must stop
     |-- the client's   400 malformed, invalid_json, invalid_field, invalid_slo, unknown_tier, too_long
     |                  401 unauthorized    404 not_found, unknown_model    405 method_not_allowed
-    |                  408 timeout         413 body_too_large   417 expectation_failed   431 head_too_large
+    |                  408 timeout         413 body_too_large   415 unsupported_encoding
+    |                  417 expectation_failed   431 head_too_large
     |                  501 not_implemented
     |-- the fleet's    429 deadline, queue_full                 (right now it has too little room)
     |                  503 no_instance, engine_full
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TIMEOUT = "timeout"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     EXPECTATION_FAILED = "expectation_failed"
     HEAD_TOO_LARGE = "head_too_large"
     DEADLINE = "deadline"
@@ -72,6 +74,7 @@ STATUS: dict[Reason, tuple[int, str]] = {
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
     Reason.TIMEOUT: (408, "invalid_request_error"),
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error"),
+    Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error"),
     Reason.EXPECTATION_FAILED: (417, "invalid_request_error"),
     Reason.HEAD_TOO_LARGE: (431, "invalid_request_error"),
     Reason.DEADLINE: (429, "rate_limit_error"),
@@ -117,6 +120,7 @@ PHRASE = {
     405: b"Method Not Allowed",
     408: b"Request Timeout",
     413: b"Content Too Large",
+    415: b"Unsupported Media Type",
     417: b"Expectation Failed",
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
@@ -200,6 +204,8 @@ def error_response(
         retry_after_s = 1.0
     if retry_after_s is not None and math.isfinite(retry_after_s):
         extra += b"retry-after: %d\r\n" % min(RETRY_AFTER_MAX_S, max(1, math.ceil(retry_after_s)))
+    if fault.reason is Reason.UNSUPPORTED_ENCODING:
+        extra += b"accept-encoding: identity\r\n"
     if fault.reason is Reason.UNAUTHORIZED:
         extra += b"www-authenticate: Bearer\r\n"
     if fault.allow is not None:

@@ -32,7 +32,7 @@ from multislo_router.core.request import Stage
 from multislo_router.shell.body_scan import BodyScan, with_fields
 from multislo_router.shell.engine import NO_ANSWER
 from multislo_router.shell.errors import Fault, Reason, error_event, error_response
-from multislo_router.shell.open_stream import BOUNDARIES, COMMENT, LAST_CHUNK, as_events, chunk, stream_head
+from multislo_router.shell.open_stream import COMMENT, LAST_CHUNK, as_events, chunk, stream_head
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.response_head import ChunkedBody, EngineSpokeNonsense, ResponseBody, ResponseHead
 from multislo_router.shell.routes import Route
@@ -333,7 +333,7 @@ class Exchange:
         if self._scan is None or not self._scan.streaming:
             return
         if self.started:
-            if self._events is None or not self._between_events:
+            if not self._between_events:
                 return
         elif not self._opened:
             if self._answer is not None and self._withheld is None and not self._relays:
@@ -356,9 +356,9 @@ class Exchange:
     def _between_events(self) -> bool:
         """What the client got last ends an event, and a chunk."""
         body = self._answer_body
-        if body is None or not (self._opened or isinstance(body, ChunkedBody)) or not body.pieces:
+        if body is None or self._events is None or not (self._opened or isinstance(body, ChunkedBody)):
             return False
-        return (not isinstance(body, ChunkedBody) or body.whole) and body.pieces[-1].endswith(BOUNDARIES)
+        return (not isinstance(body, ChunkedBody) or body.whole) and self._events.between
 
     def _release(self) -> None:
         if self.connection is not None:
@@ -476,8 +476,9 @@ class Exchange:
         self._gateway.counters.answers_cut += 1
         body = self._answer_body
         if self._events is not None and (body.whole if isinstance(body, ChunkedBody) else self._opened):
-            # The empty line ends whatever event the engine may have left incomplete.
-            event = b"\n\n" + error_event(fault, self.head.target.dialect, self.request_id)
+            # The empty line ends an event that the engine has left incomplete.
+            event = b"" if self._events.between else b"\n\n"
+            event += error_event(fault, self.head.target.dialect, self.request_id)
             # No last chunk: with one, a client would take its connection for free and lose its next request to the close.
             self._client.write(event if self.head.http_1_0 else chunk(event))
             self._client.finished(close=True)

@@ -74,6 +74,7 @@ class Gateway:
         self.counters = Counters()
         self.errors = InternalErrors()
         self.closing = False
+        """Health checks are refused, and every answer closes its connection."""
         self.port = 0
         """Where it listens, once started."""
         self.fleet = Fleet(core_config, settings, self.errors, self.tell)
@@ -105,7 +106,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._emptied = asyncio.Event()
-        """The last client has left a gateway that is closing."""
+        """The last client has left a gateway that accepts no more."""
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
         self._wake_armed_for = float("inf")
@@ -130,9 +131,14 @@ class Gateway:
             self.errors.failed(Seam.CLIENT, error, None)
             return Dropped()
 
+    def leave(self) -> None:
+        """Serves on, but tells clients and balancers to go elsewhere: by its health, and by closing connections behind their answers."""
+        self.closing = True
+
     async def shutdown(self, timeout_s: float) -> None:
         """Accepts no more, lets what is under way finish for at most `timeout_s`, then cuts it off."""
         self.closing = True
+        self._emptied.clear()
         if self._server is not None:
             self._server.close()
         for client in list(self.clients):

@@ -10,11 +10,11 @@ from typing import Final
 
 from multislo_router.shell.errors import Dialect, Fault, Reason, error_event, event_of
 
-COMMENT: Final = b": keep-alive\n\n"
+COMMENT: Final = b": keep-alive\n"
+"""A line of its own, without an empty line behind it: there some clients (openai-go up to the summer of 2026) take it for an event without
+data, and fail."""
 DONE: Final = b"data: [DONE]\n\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
-BOUNDARIES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
-"""Ends of an event: a comment in the middle of one would split it."""
 
 
 def stream_head(request_id: bytes, tier: bytes, extra: bytes, *, chunked: bool, close: bool) -> bytes:

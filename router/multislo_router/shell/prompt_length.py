@@ -65,9 +65,16 @@ class TokenizerCount:
     """Counts with a tokenizer.json (package `tokenizers`); may be called from a thread, where it lets other threads run."""
 
     def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer  # an extra: only who names a tokenizer needs it
-
-        self._tokenizer = cast(_Tokenizer, Tokenizer.from_file(str(path)))
+        """Raises ValueError, with what is wrong in the manifest's words."""
+        named = f'spec.model.tokenizer: "{path}"'
+        try:
+            from tokenizers import Tokenizer  # an extra: only who names a tokenizer needs it
+        except ImportError:
+            raise ValueError(f"{named} needs the package tokenizers: pip install 'multislo[tokenizers]'") from None
+        try:
+            self._tokenizer = cast(_Tokenizer, Tokenizer.from_file(str(path)))
+        except Exception as error:  # whatever its Rust says, as an Exception of no further type
+            raise ValueError(f"{named} must be a tokenizer.json: {error}") from None
 
     def tokens(self, prompt: bytes, *, chat: bool) -> list[int]:
         """Of each text in the JSON of a prompt or of messages."""

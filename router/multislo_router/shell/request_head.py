@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import Final
 
 from multislo_router.shell.errors import Fault, Reason
-from multislo_router.shell.routes import Target
+from multislo_router.shell.routes import READ, Target
 
 
 class Header(Enum):
@@ -19,6 +19,7 @@ class Header(Enum):
     CONNECTION = auto()
     EXPECT = auto()
     CONTENT_LENGTH = auto()
+    CONTENT_ENCODING = auto()
     AUTHORIZATION = auto()
     API_KEY = auto()
     REQUEST_ID = auto()
@@ -47,6 +48,7 @@ HEADERS: dict[bytes, Header] = {
     b"connection": Header.CONNECTION,
     b"expect": Header.EXPECT,
     b"content-length": Header.CONTENT_LENGTH,
+    b"content-encoding": Header.CONTENT_ENCODING,
     b"authorization": Header.AUTHORIZATION,
     b"x-api-key": Header.API_KEY,
     b"x-request-id": Header.REQUEST_ID,
@@ -68,11 +70,19 @@ _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)
 """RFC 3986's host and port, but for the punctuation that no name in use has."""
 
 
-def is_http_1_0(version: str) -> bool:
-    """Raises a `Fault` for other versions than 1.0 and 1.1. llhttp also reads 2.0, and 0.9 where the request line has no version."""
-    if version not in ("1.1", "1.0"):
-        raise Fault(Reason.MALFORMED, f"HTTP/{version}: the version must be HTTP/1.1 or HTTP/1.0")
-    return version == "1.0"
+def is_http_1_0(line: bytes) -> bool:
+    """By the end of the request line. Raises a `Fault` for other versions than 1.0 and 1.1: llhttp also reads 2.0, 0.9 where the line has
+    no version, and RTSP."""
+    version = line.rpartition(b" ")[2].strip()
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        shown = version.decode("latin-1")
+        raise Fault(Reason.MALFORMED, f"the request line ends with {shown!r}; it must end with HTTP/1.1 or HTTP/1.0")
+    return version == b"HTTP/1.0"
+
+
+def _listed(given: bytes | None, value: bytes) -> bytes:
+    """What a field that is given several times means (RFC 9110, 5.3)."""
+    return value if given is None else given + b", " + value
 
 
 @dataclass(slots=True)
@@ -92,10 +102,12 @@ class RequestHead:
     hosts: int = 0
     host: bytes = b""
     transfer_encoding: bytes | None = None
+    content_encoding: bytes | None = None
     expect: bytes | None = None
     authorization: bytes | None = None
+    """All that were given, as one list: a request with two shows no key, whichever of them a proxy has looked at."""
     api_key: bytes | None = None
-    """The header `x-api-key`."""
+    """The header `x-api-key`, likewise."""
     ttft: tuple[bytes, bytes] | None = None
     """Header's name and value as the client wrote them; likewise `tpot`."""
     tpot: tuple[bytes, bytes] | None = None
@@ -121,17 +133,19 @@ class RequestHead:
             elif meaning is Header.HOP:
                 if name.lower() == b"transfer-encoding":
                     self.has_body = True
-                    given = self.transfer_encoding
-                    self.transfer_encoding = value if given is None else given + b", " + value
+                    self.transfer_encoding = _listed(self.transfer_encoding, value)
             elif meaning is Header.CONTENT_LENGTH:
                 self.content_length = int(value)
                 self.has_body = True
+            elif meaning is Header.CONTENT_ENCODING:
+                self.content_encoding = _listed(self.content_encoding, value)
+                relayed.append(b"%b: %b\r\n" % (name, value))
             elif meaning is Header.AUTHORIZATION:
-                self.authorization = value
+                self.authorization = _listed(self.authorization, value)
                 if keep_credentials:
                     relayed.append(b"%b: %b\r\n" % (name, value))
             elif meaning is Header.API_KEY:
-                self.api_key = value
+                self.api_key = _listed(self.api_key, value)
                 if keep_credentials:
                     relayed.append(b"%b: %b\r\n" % (name, value))
             elif meaning is Header.CONNECTION:
@@ -152,6 +166,10 @@ class RequestHead:
         if _HOST.fullmatch(self.host) is None:
             shown = self.host.decode("latin-1")
             raise Fault(Reason.MALFORMED, f"host: {shown!r} must be a host's name or address, and a port", param="host")
+        if self.target.route in READ and (self.content_encoding or b"identity").lower() != b"identity":
+            shown = (self.content_encoding or b"").decode("latin-1")
+            message = f"content-encoding: {shown!r}: the body must be sent as it is, without a coding"
+            raise Fault(Reason.UNSUPPORTED_ENCODING, message, param="content-encoding")
         coding = self.transfer_encoding
         if coding is None:
             return

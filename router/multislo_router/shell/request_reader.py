@@ -16,8 +16,10 @@ from multislo_router.shell.routes import OPEN, Routes
 from multislo_router.shell.settings import ShellSettings
 
 PIECE_BYTES: Final = 4096
-"""Fed to the parser at once, but for a body whose length is known: what is behind a request waits as bytes and not as requests, which take
-thirty times the memory. An SDK's head is 500 to 1,000 bytes."""
+"""Fed to the parser at once, but for a body whose length is known. An SDK's head is 500 to 1,000 bytes."""
+HEAD_END: Final = b"\r\n\r\n"
+"""Ends a head, and a body in chunks."""
+VERSION_BYTES: Final = len(b" HTTP/1.1\r")
 HEADER_FIELDS_MAX: Final = 256
 """Fields of two bytes each would take thirty times their bytes. Clients and proxies send 10 to 40."""
 SMALL_BODY_BYTES: Final = 16 * 1024
@@ -55,6 +57,9 @@ class RequestReader:
     __slots__ = (
         "_body",
         "_headers",
+        "_last",
+        "_line_end",
+        "_line_read",
         "_parser",
         "_piece_bytes",
         "_rules",
@@ -76,6 +81,11 @@ class RequestReader:
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
         self._piece_bytes = 0
+        self._last = b""
+        """The last bytes that were fed, where an empty line may go on."""
+        self._line_end = b""
+        """Of the request line, as far as it was read: the parser tells no protocol, and takes `RTSP/1.0` for HTTP."""
+        self._line_read = False
         self.head: RequestHead | None = None
         self.body_bytes = 0
         self.quiet_bytes = 0
@@ -92,13 +102,18 @@ class RequestReader:
         """No request is half read."""
         return self.head is None and not self._url and not self.quiet_bytes
 
-    @property
-    def appetite(self) -> int:
-        """How many bytes it takes at once."""
+    def piece_end(self, data: bytes, at: int) -> int:
+        """Where the piece ends that begins in `data` at `at`: with a head or a body at the latest. So each request begins with a piece of
+        its own, and what is behind one waits as bytes and not as a request, which takes thirty times the memory."""
         head = self.head
-        if head is None or head.content_length is None:
-            return PIECE_BYTES
-        return max(PIECE_BYTES, head.content_length - self.body_bytes)
+        if head is not None and head.content_length is not None:
+            return at + head.content_length - self.body_bytes
+        last = self._last
+        end = (last + data[at : at + len(HEAD_END)]).find(HEAD_END)
+        if end >= 0:
+            return at + end + len(HEAD_END) - len(last)
+        end = data.find(HEAD_END, at, at + PIECE_BYTES)
+        return at + PIECE_BYTES if end < 0 else end + len(HEAD_END)
 
     def close(self) -> None:
         """Nothing more comes. The parser and its callbacks hold each other: without this only the garbage collector would free a half-sent
@@ -119,9 +134,12 @@ class RequestReader:
             self.fault = self._no_memory()
 
     def feed(self, data: bytes) -> None:
-        """Takes at most `appetite` bytes; then there are more `requests`, or a `fault`, or one is half read."""
+        """Takes bytes up to `piece_end`; then there is one more of `requests`, or a `fault`, or one is half read."""
         content = self.body_bytes
         self._piece_bytes = len(data)
+        self._last = (self._last + data[-len(HEAD_END) :])[1 - len(HEAD_END) :]
+        if not self._line_read:
+            self._read_line(data)
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
@@ -139,15 +157,18 @@ class RequestReader:
     def _parse(self, data: bytes) -> None:
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
-        while True:
-            try:
-                self._parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                self._ignore_upgrade()
-            if not data or self.ended:
-                return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+
+    def _read_line(self, data: bytes) -> None:
+        """Keeps how the request line ends. Empty lines before it mean nothing (RFC 9112, 2.2)."""
+        if not self._line_end:
+            data = data.lstrip(b"\r\n")
+        line, end, _ = data.partition(b"\n")
+        self._line_end = (self._line_end + line)[-VERSION_BYTES:]
+        self._line_read = bool(end)
 
     def _ignore_upgrade(self) -> None:
         """RFC 9110, 7.8: who does not want to upgrade answers as if it had not been asked. The parser stops behind the head, so another one
@@ -199,7 +220,7 @@ class RequestReader:
             head = self.head = RequestHead(
                 method=method,
                 target=rules.routes.find(method, self._url),
-                http_1_0=is_http_1_0(parser.get_http_version()),
+                http_1_0=is_http_1_0(self._line_end),
                 keep_alive=parser.should_keep_alive(),
             )
             head.read(self._headers, keep_credentials=not rules.settings.api_keys)
@@ -238,6 +259,8 @@ class RequestReader:
         self.requests.append((head, bytes(self._body)))
         self.head = None
         self._url = b""
+        self._last = self._line_end = b""
+        self._line_read = False
         self.quiet_bytes = 0
         self.continue_due = False
         self._body = b""
@@ -249,9 +272,7 @@ class RequestReader:
         """What can be refused before a byte of the body has been read."""
         settings = self._rules.settings
         if self.quiet_bytes + self._piece_bytes > settings.header_max_bytes:
-            size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-            if size > settings.header_max_bytes:
-                raise self._head_too_large()
+            raise self._head_too_large()
         self.quiet_bytes = 0
         head.check()
         if settings.api_keys and head.target.route not in OPEN:

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r\n")
+_TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*"
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r\n")
+_FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb"\r\n)*")
+"""Of other spellings (folded lines, a blank before the colon, a lone CR or LF) a client may read other fields than the router."""
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 _FRAMING = re.compile(rb"\r\n(transfer-encoding|content-length|connection):[ \t]*([^\r\n]*)")
+_KEPT = frozenset((b"", b"close", b"keep-alive", b"content-length", b"transfer-encoding"))
+"""Of the options of `connection`, what names no field that ends here: a body's framing goes with the body, whatever an engine says."""
 _OWN = re.compile(
     rb"\r\n(?:connection|keep-alive|proxy-authenticate|proxy-connection|te|trailer|upgrade|access-control-[a-z-]+|(?:x-)?request-id|x-multislo-[a-z-]+):[^\r\n]*"
 )
@@ -57,29 +63,39 @@ def read_head(head: bytes) -> ResponseHead:
     status_line = _STATUS.match(head)
     if status_line is None:
         raise EngineSpokeNonsense(f"status line {head[:80]!r}")
+    fields = _FIELDS.match(head, status_line.end())
+    assert fields is not None
+    if fields.end() != len(head):
+        raise EngineSpokeNonsense(f"header {head[fields.end() : fields.end() + 80]!r}")
     lower = head.lower()
     chunked = False
     length: int | None = None
     keep_alive = status_line[1] == b"1"
+    options: list[bytes] = []
     for name, value in _FRAMING.findall(lower):
         if name == b"content-length":
-            if not value.strip().isdigit() or (length is not None and length != int(value)):
+            if _LENGTH.fullmatch(value.strip()) is None or (length is not None and length != int(value)):
                 raise EngineSpokeNonsense(f"content-length {value!r}")
             length = int(value)
         elif name == b"transfer-encoding":
             if value.strip() != b"chunked":
                 raise EngineSpokeNonsense(f"transfer-encoding {value!r}")
             chunked = True
-        elif b"close" in value:
-            keep_alive = False
-        elif b"keep-alive" in value:
-            keep_alive = True
+        else:
+            options += [option.strip() for option in value.split(b",")]
+    if b"close" in options:
+        keep_alive = False
+    elif b"keep-alive" in options:
+        keep_alive = True
     if chunked and length is not None:
         raise EngineSpokeNonsense("both content-length and transfer-encoding")
     start = status_line.end()
     lines = head[start:]
     if _OWN.search(lower) is not None:
         lines = _without_own(head[start - 2 :])
+    dropped = tuple(b"%b:" % option for option in options if option not in _KEPT)
+    if dropped:
+        lines = b"".join(line for line in lines.splitlines(keepends=True) if not line.lower().startswith(dropped))
     retry_after = _RETRY_AFTER.search(lower)
     if b"location:" in lower:
         lines = _AUTHORITY.sub(rb"\1", b"\r\n" + lines)[2:]
@@ -96,6 +112,12 @@ def read_head(head: bytes) -> ResponseHead:
         event_stream=event_stream,
         retry_after_s=None if retry_after is None else float(retry_after[1]),
     )
+
+
+def check_start(data: bytes) -> None:
+    """Of a head that is incomplete: what does not begin as one need not be waited for."""
+    if b"\n" in data and _STATUS.match(data) is None:
+        raise EngineSpokeNonsense(f"status line {data[:80]!r}")
 
 
 def _without_own(lines: bytes) -> bytes:

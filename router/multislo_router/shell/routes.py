@@ -36,6 +36,9 @@ class Route(Enum):
 OPEN: Final = frozenset((Route.HEALTH, Route.OPTIONS))
 """Answered without a key: load balancers and browsers' preflights show none."""
 
+READ: Final = frozenset((Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.MESSAGES))
+"""Their bodies are read here, and not only relayed."""
+
 MODELS: Final = b"/v1/models"
 MESSAGES: Final = b"/v1/messages"
 ANY_PATH: Final = b"*"

@@ -161,6 +161,11 @@ class EventCount:
         self.failed = False
         """The engine put an error event into the stream."""
 
+    @property
+    def between(self) -> bool:
+        """No event is incomplete."""
+        return not self._held
+
     def feed(self, piece: bytes) -> int:
         """Tokens in the events that `piece` (de-chunked bytes of the body) completes."""
         at = 0

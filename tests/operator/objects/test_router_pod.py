@@ -80,10 +80,18 @@ def test_a_roll_out_lets_every_stream_finish(cluster: Any) -> None:
     deployment = cluster.made()["Deployment", "llama-router"]["spec"]
     router = container(cluster)
     drain_s = int(router["args"][router["args"].index("--drain-timeout") + 1])
-    sleep_s = router["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert drain_s == 600
-    assert deployment["template"]["spec"]["terminationGracePeriodSeconds"] > sleep_s + drain_s
+    (delay,) = (variable["value"] for variable in router["env"] if variable["name"] == "MULTISLO_SHUTDOWN_DELAY")
+    assert (drain_s, delay) == (600, "5")
+    assert deployment["template"]["spec"]["terminationGracePeriodSeconds"] > int(delay) + drain_s
     assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_router_serves_on_for_as_long_as_the_balancers_before_it_need(cluster: Any) -> None:
+    before = cluster.made()["Deployment", "llama-router"]["spec"]["template"]["spec"]
+    cluster.spec["router"] = {"shutdownDelay": "1m30s"}
+    after = cluster.made()["Deployment", "llama-router"]["spec"]["template"]["spec"]
+    assert {"name": "MULTISLO_SHUTDOWN_DELAY", "value": "90"} in after["containers"][0]["env"]
+    assert after["terminationGracePeriodSeconds"] == before["terminationGracePeriodSeconds"] + 85
 
 
 def test_its_users_say_where_it_runs_and_what_it_may_take(cluster: Any) -> None:

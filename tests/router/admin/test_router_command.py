@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from multislo_api.fleet import TOKEN_HEADER, TOKEN_VARIABLE
+from multislo_api.fleet import SHUTDOWN_DELAY_VARIABLE, TOKEN_HEADER, TOKEN_VARIABLE
 
 WAIT_S = 60.0
 MANIFEST = """
@@ -188,6 +188,28 @@ async def test_told_to_stop_it_finishes_the_answer_that_is_under_way(manifest: s
             router.process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(WAIT_S):
                 assert (await answer.text()).rstrip().endswith("[DONE]")
+        assert await router.ended() == 0
+
+
+async def test_told_to_stop_it_serves_on_for_the_shutdown_delay_while_its_health_checks_fail(
+    manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHUTDOWN_DELAY_VARIABLE, "600")
+    async with engine() as url, routing(manifest) as router, aiohttp.ClientSession() as session:
+        await put(session, router, url)
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            assert b"stopping in 600 s" in await router.process.stderr.readline()
+        for probe in (f"{router.admin}/readyz?instances=0", f"{router.api}/health"):
+            async with session.get(probe) as answer:
+                assert answer.status == 503
+        async with session.get(f"{router.admin}/healthz") as answer:
+            assert answer.status == 200
+        async with session.post(f"{router.api}/v1/completions", **asking(3)) as answer:
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert (await answer.text()).rstrip().endswith("[DONE]")
+        router.process.send_signal(signal.SIGTERM)
         assert await router.ended() == 0
 
 

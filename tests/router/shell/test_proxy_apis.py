@@ -13,7 +13,7 @@ from multislo_router.shell.keys import keys_in
 
 RESPONSE = {"model": "llama", "input": "Hello?", "max_output_tokens": 3}
 MESSAGE = {"model": "llama", "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 3}
-COMMENT = b": keep-alive\n\n"
+COMMENT = b": keep-alive\n"
 BOTH = [("/v1/responses", RESPONSE), ("/v1/messages", MESSAGE)]
 
 

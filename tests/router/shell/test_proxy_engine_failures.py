@@ -128,6 +128,16 @@ async def test_a_stream_that_ends_too_early_is_an_error_and_not_an_end(kit: Any)
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000,
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\ncontent-length: 2\n\n{}",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ncontent-length : 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ncontent length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: a\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: a\rset-cookie: b\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: a\r\n folded\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n: a\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 O\x01K\r\ncontent-length: 2\r\n\r\n{}",
     ],
 )
 async def test_an_engine_that_talks_nonsense_has_failed(kit: Any, nonsense: bytes) -> None:
@@ -141,6 +151,24 @@ async def test_an_engine_that_talks_nonsense_has_failed(kit: Any, nonsense: byte
 
     assert answer.status in (502, 503)
     assert answer.headers["x-multislo-reason"] in ("engine_failed", "no_instance")
+
+
+async def test_fields_that_an_engine_means_for_its_neighbour_alone_end_at_the_router(kit: Any) -> None:
+    async def script(line: Any, asked: Any) -> None:
+        named = "Connection: keep-alive, X-Hop ,x-late, Content-Length\r\nX-Hop: 1\r\nX-Hopper: 2\r\nX-LATE: 3\r\n"
+        await line.send(kit.sized(kit.COMPLETION, extra=named + "Set-Cookie: a=1\r\nSet-Cookie: b=\xe9\r\n"))
+
+    stage = await kit.stage(script)
+    client = await stage.client()
+
+    answers = [await client.ask(kit.CHAT) for _ in range(2)]
+
+    for answer in answers:
+        assert answer.body == kit.COMPLETION
+        assert answer.headers["x-hopper"] == "2"
+        assert not {"x-hop", "x-late", "connection"} & answer.headers.keys()
+        assert answer.head.count(b"Set-Cookie") == 2
+    assert stage.engines[0].connections == 1
 
 
 async def test_bytes_that_nobody_asked_for_never_become_an_answer(kit: Any) -> None:

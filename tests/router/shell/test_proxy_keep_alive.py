@@ -8,7 +8,7 @@ from typing import Any
 import httptools
 import pytest
 
-COMMENT = b": keep-alive\n\n"
+COMMENT = b": keep-alive\n"
 QUICK = {"stream_keep_alive_s": 0.05}
 
 
@@ -127,6 +127,28 @@ async def test_comments_come_during_a_long_prefill_and_between_tokens_and_never_
 
     assert await stream.ended() == kit.token("one") + kit.token("two") + kit.DONE
     assert stage.outcomes() == {"completed": 1}
+
+
+async def test_no_client_can_take_a_comment_or_what_follows_for_an_event_without_data(kit: Any) -> None:
+    """Some dispatch an event at every empty line, whatever was before it, and fail on what is no JSON."""
+    released = asyncio.Event()
+
+    async def script(line: Any, asked: Any) -> None:
+        await line.send(kit.SSE_HEAD + kit.chunk(kit.token("one")))
+        await released.wait()
+        line.reset()
+
+    stage = await kit.stage(script, **QUICK)
+    client = await stage.client()
+    stream = await waiting(kit, client)
+    await stream.until(COMMENT, 2)
+    released.set()
+    await stream.until(b'{"error":')
+
+    events = stream.body.split(b"\n\n")
+    assert events.pop() == b""
+    assert len(events) == 2
+    assert all(b"data: {" in event for event in events)
 
 
 @pytest.mark.parametrize("framing", ["sized", "unsized"])

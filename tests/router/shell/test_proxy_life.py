@@ -61,6 +61,68 @@ async def test_a_router_that_shuts_down_says_so_to_a_balancer_that_still_has_a_c
     await stopping
 
 
+async def test_a_router_that_leaves_serves_on_and_sends_its_clients_and_balancers_elsewhere(kit: Any) -> None:
+    released = asyncio.Event()
+
+    async def script(line: Any, asked: Any) -> None:
+        if asked.json.get("stream"):
+            await line.send(kit.SSE_HEAD + kit.chunk(kit.token("one")))
+            await released.wait()
+            await line.send(kit.chunk(kit.DONE) + b"0\r\n\r\n")
+        else:
+            await kit.complete(line, asked)
+
+    stage = await kit.stage(script)
+    busy, kept, idle = await stage.client(), await stage.client(), await stage.client()
+    await busy.send(kit.post(kit.STREAM))
+    await stage.until(lambda: bool(stage.engines[0].asked))
+    before = await kept.ask(kit.CHAT)
+
+    stage.gateway.leave()
+    balancer = await stage.client()
+    await balancer.send(b"GET /health HTTP/1.1\r\nhost: r\r\n\r\n")
+    health = await balancer.answer()
+    on_kept = await kept.ask(kit.CHAT)
+    on_new = await (await stage.client()).ask(kit.CHAT)
+    stopping = asyncio.create_task(stage.gateway.shutdown(kit.PATIENCE_S))
+    assert await idle.rest() == b""
+    with pytest.raises(OSError, match="Connect"):
+        await stage.client()
+    released.set()
+    streamed = await busy.answer()
+
+    assert (before.status, before.headers.get("connection")) == (200, None)
+    assert (health.status, health.headers["x-multislo-reason"]) == (503, "shutting_down")
+    assert [(answer.status, answer.headers["connection"]) for answer in (on_kept, on_new)] == [(200, "close")] * 2
+    assert await kept.rest() == b""
+    assert streamed.events[-1] == "[DONE]"
+    await stopping
+
+
+async def test_a_router_whose_clients_have_all_gone_while_it_leaves_still_serves_those_that_come(kit: Any) -> None:
+    released = asyncio.Event()
+
+    async def script(line: Any, asked: Any) -> None:
+        await released.wait()
+        await kit.complete(line, asked)
+
+    stage = await kit.stage(script)
+    early = await stage.client()
+    await stage.until(lambda: len(stage.gateway.clients) == 1)
+    stage.gateway.leave()
+    early.close()
+    await stage.until(lambda: not stage.gateway.clients)
+    late = await stage.client()
+    await late.send(kit.post(kit.CHAT))
+    await stage.until(lambda: bool(stage.engines[0].asked))
+    stopping = asyncio.create_task(stage.gateway.shutdown(kit.PATIENCE_S))
+    await asyncio.sleep(0)
+    released.set()
+
+    assert (await late.answer()).status == 200
+    await stopping
+
+
 async def test_shutdown_cuts_off_what_does_not_finish_in_time(kit: Any) -> None:
     async def script(line: Any, asked: Any) -> None:
         await line.send(kit.SSE_HEAD + kit.chunk(kit.token("one")))

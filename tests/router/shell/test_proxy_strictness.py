@@ -34,6 +34,11 @@ GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: r\r\n"
         b"GET /v1/models HTTP/0.9\r\n\r\n",
         b"GET /v1/models HTTP/2.0\r\nhost: a\r\n\r\n",
         b"GET /v1/models HTTP/1.2\r\nhost: a\r\n\r\n",
+        b"GET /v1/models RTSP/1.0\r\nhost: a\r\n\r\n",
+        b"GET /v1/models RTSP/1.1\r\nhost: a\r\n\r\n",
+        b"\r\n\r\nGET /v1/models RTSP/1.1\r\nhost: a\r\n\r\n",
+        b"SOURCE /v1/models ICE/1.0\r\nhost: a\r\n\r\n",
+        b"POST /v1/completions RTSP/1.0\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}",
         b"GET /v1/models HTTP/1.1\nhost: a\n\n",
         b"GET /v1/models HTTP/1.1\r\nhost: a b\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nhost: a@b\r\n\r\n",
@@ -59,6 +64,48 @@ async def test_a_malformed_request_gets_a_400_and_the_connection_is_closed(kit: 
     assert answer.error["type"] == "invalid_request_error"
     assert await client.rest() == b""
     assert not stage.engines[0].asked
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        b"GET /v1/models HTTP/1.1\r\nhost: r\r\n\r\n",
+        b"\r\n\r\nGET /v1/models HTTP/1.1\r\nhost: r\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: r\r\ncontent-length: 12\r\n\r\nx\r\n\r\nRTSP/1.",
+        b"GET /v1/models HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n9\r\n\r\n\r\nGET /\r\n0\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\na: b\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: r\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n",
+    ],
+)
+async def test_the_protocol_of_each_pipelined_request_is_its_own_wherever_the_bytes_are_cut(
+    kit: Any, good: bytes
+) -> None:
+    stage = await kit.stage()
+    sent = good + good + b"GET /v1/models RTSP/1.0\r\nhost: r\r\n\r\n"
+    for cut in range(1, len(sent)):
+        client = await stage.client()
+        await client.send(sent[:cut])
+        await asyncio.sleep(0)
+        await client.send(sent[cut:])
+
+        answers = [await client.answer() for _ in range(3)]
+
+        assert [answer.status for answer in answers] == [200, 200, 400], cut
+        assert "'RTSP/1.0'" in answers[2].error["message"]
+
+
+async def test_a_body_in_a_content_coding_is_a_415_that_says_so(kit: Any) -> None:
+    stage = await kit.stage()
+    for coding in ("gzip", "zstd", "identity, gzip", "br\r\ncontent-encoding: identity"):
+        client = await stage.client()
+
+        answer = await client.ask(b"\x1f\x8b", headers=f"content-encoding: {coding}\r\n")
+
+        assert (answer.status, answer.headers["x-multislo-reason"]) == (415, "unsupported_encoding")
+        assert answer.headers["accept-encoding"] == "identity"
+        assert answer.error["param"] == "content-encoding"
+    assert (await (await stage.client()).ask(kit.CHAT, headers="content-encoding: Identity\r\n")).status == 200
+    assert len(stage.engines[0].asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -359,6 +406,17 @@ async def test_a_key_is_asked_for_and_ends_at_the_router(kit: Any) -> None:
 
 
 MESSAGE = {"model": "llama", "max_tokens": 3, "messages": [{"role": "user", "content": "Hello?"}]}
+
+
+@pytest.mark.parametrize("order", [("sesame", "nobody"), ("nobody", "sesame"), ("sesame", "sesame")])
+async def test_a_request_with_two_keys_shows_none(kit: Any, order: tuple[str, str]) -> None:
+    stage = await kit.stage(api_keys=(b"sesame",))
+    bearers = "".join(f"authorization: Bearer {key}\r\n" for key in order)
+    shown = "".join(f"x-api-key: {key}\r\n" for key in order)
+
+    assert (await (await stage.client()).ask(kit.CHAT, headers=bearers)).status == 401
+    assert (await (await stage.client()).ask(kit.CHAT, "/v1/messages", headers=shown)).status == 401
+    assert not stage.engines[0].asked
 
 
 async def test_x_api_key_opens_the_messages_api_and_nothing_else(kit: Any) -> None:

@@ -1,10 +1,11 @@
 """The router's Deployment, its configuration, and the Service in front of it. Pure; called by `children`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from multislo_api.document import write_document
-from multislo_api.fleet import TOKEN_VARIABLE
+from multislo_api.fleet import SHUTDOWN_DELAY_VARIABLE, TOKEN_VARIABLE
 from multislo_api.manifest import MultiSLOServing
 from multislo_operator import engine_flags
 from multislo_operator.kubernetes import names
@@ -23,7 +24,7 @@ from multislo_operator.kubernetes.objects.context import (
 )
 from multislo_operator.kubernetes.objects.engine_pod import profile_config
 from multislo_operator.kubernetes.objects.overlay import overlaid
-from multislo_operator.kubernetes.objects.times import Stopping, pre_stop, probe, stopping
+from multislo_operator.kubernetes.objects.times import Stopping, probe, stopping
 
 ROUTER = "router"
 """The router's container."""
@@ -33,7 +34,7 @@ KEYS = "api-keys"
 """The key of the Secret under which the clients' keys are, one a line."""
 TOKEN = "token"
 """The key of the Secret under which the operator's token is."""
-PODS_ONLY = ("replicas", "podTemplate", "apiKeys")
+PODS_ONLY = ("replicas", "podTemplate", "apiKeys", "shutdownDelay")
 """Fields of spec.router that are about the pods; all others are for the routers to read."""
 
 
@@ -129,7 +130,8 @@ def service(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
 
 def _stop(manifest: MultiSLOServing) -> Stopping:
     # As long as an instance may drain: no answer takes longer, and a router that is empty goes at once.
-    return stopping(manifest.spec.scaling.scale_down.drain_timeout_s)
+    router = manifest.spec.router
+    return stopping(manifest.spec.scaling.scale_down.drain_timeout_s, math.ceil(router.shutdown_delay_s))
 
 
 def _container(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
@@ -153,7 +155,11 @@ def _container(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
         "imagePullPolicy": context.image_pull_policy,
         "command": ["multislo", "router"],
         "args": args,
-        "env": [{"name": TOKEN_VARIABLE, "valueFrom": token}, READS_OUR_FILES],
+        "env": [
+            {"name": TOKEN_VARIABLE, "valueFrom": token},
+            {"name": SHUTDOWN_DELAY_VARIABLE, "value": str(stop.routes_close_s)},
+            READS_OUR_FILES,
+        ],
         "ports": [
             {"name": "http", "containerPort": router.port, "protocol": "TCP"},
             {"name": "admin", "containerPort": router.admin_port, "protocol": "TCP"},
@@ -162,7 +168,6 @@ def _container(manifest: MultiSLOServing, context: Context) -> dict[str, Any]:
         # Ready once the operator has told it the fleet, whatever is in it.
         "readinessProbe": probe("/readyz?instances=0", "admin", period_s=1, failures=3, timeout_s=5),
         "livenessProbe": probe("/healthz", "admin", period_s=10, failures=6, timeout_s=10),
-        "lifecycle": pre_stop(stop),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         # A quota on limits.memory takes no pod without one; docs/production.md says what a router needs at most. No limit on CPU: waiting
         # for the next period would make tokens late.

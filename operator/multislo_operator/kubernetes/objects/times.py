@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ROUTES_CLOSE_S = 5
-"""From the deletion of a pod to SIGTERM, so that whoever sends to it hears first: a router's Service on every node, an engine's routers
-from the operator. Sent later, a request would meet a server that stops."""
+"""From the deletion of an engine's pod to SIGTERM, so that the routers hear of it first, from the operator. Sent later, a request would
+meet a server that stops. A router waits by itself, for the manifest's shutdownDelay, and tells its clients meanwhile."""
 TEARDOWN_S = 15
 """From the end of the last request to the end of the process: vLLM ends its workers and frees the accelerator's memory."""
 STARTUPS = 3
@@ -17,8 +17,8 @@ STARTUP_EXTRA_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """What happens after the deletion of a pod, in order: nothing for `routes_close_s` (preStop), SIGTERM, at most `finish_s` for what
-    is under way, an abort of what is left, SIGKILL at `grace_s`. A pod without requests is gone after `routes_close_s` and its own
+    """What happens after the deletion of a pod, in order: it serves on for `routes_close_s`, then at most `finish_s` for what is under
+    way, an abort of what is left, SIGKILL at `grace_s`. A pod without requests is gone after `routes_close_s` and its own
     teardown."""
 
     routes_close_s: int
@@ -26,11 +26,11 @@ class Stopping:
     grace_s: int
 
 
-def stopping(drain_timeout_s: float) -> Stopping:
+def stopping(drain_timeout_s: float, routes_close_s: int = ROUTES_CLOSE_S) -> Stopping:
     """An instance that scaling removes has been drained before and uses none of this. One that a node's drain or a person deletes has its
     requests in it, and gets the manifest's drainTimeout for them; kubelet's SIGKILL comes after the engine's own abort, never before."""
     finish_s = math.ceil(drain_timeout_s)
-    return Stopping(ROUTES_CLOSE_S, finish_s, ROUTES_CLOSE_S + finish_s + TEARDOWN_S)
+    return Stopping(routes_close_s, finish_s, routes_close_s + finish_s + TEARDOWN_S)
 
 
 def startup_most_s(startup_s: float) -> int:
@@ -39,7 +39,7 @@ def startup_most_s(startup_s: float) -> int:
 
 
 def pre_stop(stop: Stopping) -> dict[str, Any]:
-    """kubelet's own sleep: an image needs no shell for it."""
+    """Of an engine. kubelet's own sleep: an image needs no shell for it."""
     return {"preStop": {"sleep": {"seconds": stop.routes_close_s}}}
 
 
