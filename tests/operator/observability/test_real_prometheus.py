@@ -66,6 +66,7 @@ class Seen:
     since: float
     ever_ready: bool = True
     batch_tokens: int = 0
+    unplaced: bool = False
 
 
 class Operator(threading.Thread):
@@ -138,11 +139,12 @@ def traffic(fleet: Any, url: str) -> None:
     )
 
 
-def provoke(fleet: Any, prometheus: Prometheus) -> None:
+def provoke(fleet: Any, prometheus: Prometheus, operator: Operator) -> None:
     """Traffic until something was scaled because requests wait."""
     until = time.monotonic() + PATIENCE_S
     traffic(fleet, fleet.url("OpenAI API"))
     while not prometheus.now("multislo_operator_scale_up_reaction_seconds_count > 0"):
+        assert operator.is_alive(), operator.error
         assert time.monotonic() < until, "no request had to wait, though there were too many"
         traffic(fleet, fleet.url("OpenAI API"))
 
@@ -192,7 +194,7 @@ def test_every_panel_and_every_rule_finds_data_in_a_prometheus_that_scraped_a_fl
     with running(fleet, served, load_profile(manifest["spec"]["profile"])) as (prometheus, operator):
         patience(lambda: len(prometheus.now("up == 1")) == 4, "router, operator and two engines to be scraped")
         begin = time.time()
-        provoke(fleet, prometheus)
+        provoke(fleet, prometheus, operator)
         patience(lambda: evaluated(prometheus), "all rules to be evaluated")
         end = time.time()
         assert operator.error is None
