@@ -76,6 +76,11 @@ async def test_every_panel_and_every_rule_finds_data_of_a_fleet_that_the_operato
             await traffic.burst("chat", 60, LONG, 8)
             reacted = "multislo_operator_scale_up_reaction_seconds_count > 0"
             await until("an instance was started for those that waited", lambda: bool(prometheus.now(reacted)))
+            # And more than the tier may have instances for.
+            traffic.flow("chat", Flow(16.0, LONG, 8))
+            await fleet.change({"tiers": [tier("chat", "500ms", "40ms", 1, 1), tiers[1]]})
+            held = 'multislo_operator_holds{cause="TierAtMax"} > 0'
+            await until("the tier is held at its maximum", lambda: bool(prometheus.now(held)))
             traffic.flow("chat", Flow(1.0))
             await until("all rules are evaluated", lambda: evaluated(prometheus))
             await asyncio.sleep(5.0)
