@@ -148,7 +148,9 @@ def _stream_verdict(answer: Answer, ask: Ask) -> tuple[Verdict, str]:
     errors: list[str] = []
     broken = ""
     for event in bytes(answer.body).split(b"\n\n"):
-        data = event.strip().removeprefix(b"data:").strip()
+        # What waits gets comments; they stand before an event.
+        lines = [line for line in event.split(b"\n") if not line.startswith(b":")]
+        data = b"\n".join(lines).strip().removeprefix(b"data:").strip()
         if not data:
             continue
         if errors or done:

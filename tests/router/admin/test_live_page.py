@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     chromium_path() is None and os.environ.get("CI") != "true", reason="no Chromium is installed; CI has one"
 )
 
-WAIT_MS = 20_000
+WAIT_MS = 90_000
 
 
 async def texts(page: Any, selector: str) -> list[str]:
