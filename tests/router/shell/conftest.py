@@ -368,6 +368,7 @@ class Kit:
             await stage.gateway.shutdown(0.5)
             for engine in stage.engines:
                 await engine.stop()
+        for stage in self.stages:
             stage.gateway.core.check()
             assert not stage.in_flight()
             assert not stage.gateway.exchanges
@@ -384,6 +385,14 @@ async def kit() -> AsyncIterator[Kit]:
 
 
 @pytest.fixture
-def make_kit() -> type[Kit]:
-    """For stories that run a loop of their own, many times over."""
-    return Kit
+def tell() -> Callable[[Callable[[Kit], Awaitable[None]]], None]:
+    """Tells a story on a loop of its own, for those that are told many times over."""
+
+    async def told(story: Callable[[Kit], Awaitable[None]]) -> None:
+        kit = Kit()
+        try:
+            await story(kit)
+        finally:
+            await kit.close()  # uvloop's loop waits for ever for a server that nobody closed
+
+    return lambda story: uvloop.run(told(story))

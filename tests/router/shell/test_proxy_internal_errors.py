@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from faults import Fault, Injected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -259,9 +258,8 @@ def tell_fleet(stage: Any, engines: list[Any]) -> bool:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 2500))
-def test_an_exception_anywhere_leaves_nobody_without_an_answer(make_kit: Any, number: int) -> None:
-    async def story() -> None:
-        kit = make_kit()
+def test_an_exception_anywhere_leaves_nobody_without_an_answer(tell: Any, number: int) -> None:
+    async def story(kit: Any) -> None:
         stream = b"".join([kit.ROLE, *map(kit.token, ("Hi", " there", "!")), kit.DONE])
         stage = await kit.stage()
         first, second = await stage.client(), await stage.client()
@@ -292,6 +290,5 @@ def test_an_exception_anywhere_leaves_nobody_without_an_answer(make_kit: Any, nu
         stage.set_fleet(*stage.engines)
         await stage.until(lambda: all(not i.failed.is_set() for i in stage.gateway.fleet.instances.values()))
         assert (await (await stage.client()).ask(kit.CHAT)).status == 200, fault.at
-        await kit.close()
 
-    uvloop.run(story())
+    tell(story)

@@ -9,7 +9,6 @@ from typing import Any
 import httptools
 import msgspec
 import pytest
-import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -242,32 +241,28 @@ def test_msgspec_still_says_what_was_expected_in_the_words_that_are_relayed() ->
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PLACES, PLACES, st.booleans())
 def test_a_request_and_its_answer_survive_any_cut(
-    make_kit: Any, asked: list[int], answered: list[int], stream: bool
+    tell: Any, asked: list[int], answered: list[int], stream: bool
 ) -> None:
-    async def story() -> None:
-        kit = make_kit()
-        try:
-            events = [kit.ROLE, *map(kit.token, "abc"), kit.USAGE, kit.DONE]
-            content = b"".join(events) if stream else kit.COMPLETION
-            wire = kit.SSE_HEAD + b"".join(map(kit.chunk, events)) + b"0\r\n\r\n" if stream else kit.sized(content)
+    async def story(kit: Any) -> None:
+        events = [kit.ROLE, *map(kit.token, "abc"), kit.USAGE, kit.DONE]
+        content = b"".join(events) if stream else kit.COMPLETION
+        wire = kit.SSE_HEAD + b"".join(map(kit.chunk, events)) + b"0\r\n\r\n" if stream else kit.sized(content)
 
-            async def script(line: Any, request: Any) -> None:
-                for piece in cut(wire, answered):
-                    await line.send(piece)
-                    await asyncio.sleep(0)
+        async def script(line: Any, request: Any) -> None:
+            for piece in cut(wire, answered):
+                await line.send(piece)
+                await asyncio.sleep(0)
 
-            stage = await kit.stage(script)
-            client = await stage.client()
-            request = kit.post(kit.CHAT | {"stream": stream}, headers="x-slo-tier: batch\r\n")
-            for _ in range(2):
-                for piece in cut(request, asked):
-                    await client.send(piece)
-                    await asyncio.sleep(0)
-                answer = await client.answer()
-                assert (answer.status, answer.body, answer.headers["x-multislo-tier"]) == (200, content, "batch")
-            tier = stage.gateway.core.status(0.0).tiers[2]
-            assert tier.tokens_met + tier.tokens_missed == 6
-        finally:
-            await kit.close()
+        stage = await kit.stage(script)
+        client = await stage.client()
+        request = kit.post(kit.CHAT | {"stream": stream}, headers="x-slo-tier: batch\r\n")
+        for _ in range(2):
+            for piece in cut(request, asked):
+                await client.send(piece)
+                await asyncio.sleep(0)
+            answer = await client.answer()
+            assert (answer.status, answer.body, answer.headers["x-multislo-tier"]) == (200, content, "batch")
+        tier = stage.gateway.core.status(0.0).tiers[2]
+        assert tier.tokens_met + tier.tokens_missed == 6
 
-    uvloop.run(story())
+    tell(story)

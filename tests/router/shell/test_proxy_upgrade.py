@@ -6,7 +6,6 @@ import shutil
 from typing import Any
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -65,9 +64,8 @@ async def test_a_request_without_a_body_that_offers_to_upgrade_is_served(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_offer_to_upgrade_may_be_cut_at_every_byte(make_kit: Any, chunked: bool) -> None:
-    async def story() -> None:
-        kit = make_kit()
+def test_an_offer_to_upgrade_may_be_cut_at_every_byte(tell: Any, chunked: bool) -> None:
+    async def story(kit: Any) -> None:
         stage = await kit.stage()
         body = b'{"model": "llama", "prompt": "\xc3\xa9"}'
         whole = request(kit, OFFERS["curl"], body, chunked=chunked)
@@ -82,18 +80,16 @@ def test_an_offer_to_upgrade_may_be_cut_at_every_byte(make_kit: Any, chunked: bo
             assert [answer.status for answer in answers] == [200, 200], at
             assert stage.engines[0].asked[-1].body == body
             client.close()
-        await kit.close()
 
-    uvloop.run(story())
+    tell(story)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 400), max_size=8), st.sampled_from(sorted(OFFERS)), st.booleans(), st.integers(0, 9000))
 def test_requests_that_offer_to_upgrade_survive_any_cut(
-    make_kit: Any, places: list[int], offer: str, chunked: bool, padding: int
+    tell: Any, places: list[int], offer: str, chunked: bool, padding: int
 ) -> None:
-    async def story() -> None:
-        kit = make_kit()
+    async def story(kit: Any) -> None:
         stage = await kit.stage()
         client = await stage.client()
         body = b'{"model": "llama", "prompt": "%b"}' % (b"x" * padding)
@@ -104,9 +100,8 @@ def test_requests_that_offer_to_upgrade_survive_any_cut(
             await asyncio.sleep(0)
         assert [(await client.answer()).status for _ in range(2)] == [200, 200]
         assert [asked.body for asked in stage.engines[0].asked] == [body, body]
-        await kit.close()
 
-    uvloop.run(story())
+    tell(story)
 
 
 async def test_a_body_behind_an_offer_to_upgrade_is_read_as_strictly_as_any(kit: Any) -> None:
