@@ -128,7 +128,7 @@ class Exchange:
         self.place: Place | None = None
         self.instance: EngineInstance | None = None
         self.connection: EngineConnection | None = None
-        self.awaits: asyncio.Future[None] | asyncio.Future[list[int]] | None = None
+        self.awaits: asyncio.Future[None] | asyncio.Future[tuple[int, ...]] | None = None
         """What will continue it: the count of its prompt's tokens, or a connection being made."""
         self.heard_at = 0.0
         """When the request was sent, or the last byte of its answer came."""
@@ -208,7 +208,6 @@ class Exchange:
             self._events = EventCount(sequences) if answer.event_stream else None
             self._whole = None if answer.event_stream else WholeAnswer()
             tier = b"x-multislo-tier: %b\r\n" % place.tier.encode()
-            assert self._scan is not None
             asked = self._scan.service_tier is not None
             self._served = served_tier(place.tier, head.target.route, answer, body) if asked else None
         else:
@@ -399,7 +398,7 @@ class Exchange:
         if prompt is not None:
             self._gateway.tell(PromptMeasured(now, id, prompt))
             assert self._scan is not None
-            self._gateway.correct_estimate(self.head.target.route is not Route.COMPLETIONS, self._scan, prompt)
+            self._gateway.lengths.measured(self._scan, self.head.target.route, prompt)
         if unseen > 0 and not tokens:
             # The engine packs several tokens into one event, and said in the end how many there were.
             self._gateway.tell(TokensReceived(now, id, unseen))

@@ -8,7 +8,6 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -29,7 +28,7 @@ from multislo_router.shell.head_memory import HeadMemory
 from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.models import Models
-from multislo_router.shell.prompt_length import LengthEstimate, TokenizerCount, spread
+from multislo_router.shell.prompt_length import PromptLengths
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.request_reader import HeldBytes, Rules
 from multislo_router.shell.routes import Route, Routes, unknown
@@ -98,11 +97,7 @@ class Gateway:
         self._numbers = count(1)
         self._request_id_prefix = os.urandom(6).hex().encode() + b"-"
         self._request_ids = count(1)
-        self._estimates = {True: LengthEstimate(), False: LengthEstimate()}
-        """For chats and for plain prompts."""
-        self._tokenizer = None if settings.tokenizer is None else TokenizerCount(settings.tokenizer)
-        self._threads = ThreadPoolExecutor(settings.tokenize_threads, "tokenizer")
-        """None of them starts before there is something to count."""
+        self.lengths = PromptLengths(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._emptied = asyncio.Event()
@@ -155,7 +150,7 @@ class Gateway:
         for timer in (self._sweep_timer, self._wake_timer):
             if timer is not None:
                 timer.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.lengths.close()
         await self.fleet.close()
 
     # -- the core ------------------------------------------------------------------------------------------------------
@@ -322,32 +317,26 @@ class Gateway:
         id = next(self._numbers)
         exchange = Exchange(self, client, head, body, request_id, id, scan, model)
         client.exchange = self.exchanges[id] = exchange
-        chat = head.target.route is not Route.COMPLETIONS
-        if scan.prompt_tokens is not None:
-            self._arrive(exchange, scan, slo, scan.prompts or (scan.prompt_tokens,))
-        elif self._tokenizer is None or scan.text_bytes > self.settings.tokenize_max_bytes:
-            tokens = self._estimates[chat].tokens(scan.text_bytes) + scan.image_tokens
-            self._arrive(exchange, scan, slo, spread(tokens, scan.prompts))
-        elif len(scan.prompt) <= self.settings.tokenize_inline_max_bytes:
-            self._arrive(exchange, scan, slo, _of_prompts(self._tokenizer.tokens(scan.prompt, chat=chat), scan))
+        prompts = self.lengths.known(scan, head.target.route)
+        if prompts is not None:
+            self._arrive(exchange, scan, slo, prompts)
         else:
-            self._count_in_thread(exchange, scan, slo, self._tokenizer)
+            self._count_in_thread(exchange, scan, slo)
 
-    def _count_in_thread(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, tokenizer: TokenizerCount) -> None:
-        chat = exchange.head.target.route is not Route.COMPLETIONS
-
-        def arrive(counted: asyncio.Future[list[int]]) -> None:
+    def _count_in_thread(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo) -> None:
+        def arrive(counted: asyncio.Future[tuple[int, ...]]) -> None:
             try:
                 if not exchange.over and not counted.cancelled():
-                    self._arrive(exchange, scan, slo, _of_prompts(counted.result(), scan))
+                    self._arrive(exchange, scan, slo, counted.result())
             except Fault as fault:
                 self._refuse(exchange, fault)
             except Exception as error:
                 self.errors.failed(Seam.TOKENIZER, error, exchange, exchange.name)
 
         assert self._loop is not None
-        exchange.awaits = self._loop.run_in_executor(self._threads, lambda: tokenizer.tokens(scan.prompt, chat=chat))
-        exchange.awaits.add_done_callback(arrive)
+        counting = self.lengths.in_thread(scan, exchange.head.target.route, self._loop)
+        exchange.awaits = counting
+        counting.add_done_callback(arrive)
 
     def _arrive(self, exchange: Exchange, scan: BodyScan, slo: RequestSlo, prompts: tuple[int, ...]) -> None:
         """`prompts`: the tokens of each."""
@@ -355,7 +344,7 @@ class Gateway:
         assert id is not None
         exchange.awaits = None
         scan.prompt = b""  # a copy of most of the body, which may be held for minutes
-        if not self._is_exact(exchange.head.target.route, scan):
+        if not self.lengths.is_exact(scan, exchange.head.target.route):
             # It may be less: then the engine serves it, or says itself that it is too long.
             most = self.core.length_max - (scan.output_tokens_max or 1)
             prompts = tuple([max(1, min(tokens, most)) for tokens in prompts])
@@ -376,19 +365,6 @@ class Gateway:
         self.decision_seconds.observe(time.monotonic() - now)
         if decisions is not None:
             self._follow(decisions)
-
-    def _is_exact(self, route: Route, scan: BodyScan) -> bool:
-        """Whether a prompt surely has the tokens that were counted, or more. Of a chat even a tokenizer does not tell: templates leave out
-        parts, such as earlier reasoning."""
-        if scan.prompt_tokens is None:
-            short = scan.text_bytes <= self.settings.tokenize_max_bytes
-            if self._tokenizer is None or route is not Route.COMPLETIONS or not short:
-                return False
-        return not scan.truncates
-
-    def correct_estimate(self, chat: bool, scan: BodyScan, prompt_tokens: int) -> None:
-        if scan.prompt_tokens is None:
-            self._estimates[chat].correct(scan.text_bytes, prompt_tokens - scan.image_tokens)
 
     def ended(self, exchange: Exchange) -> None:
         """The exchange is over, however it ended."""
@@ -480,10 +456,3 @@ class Gateway:
         """An exception that nobody caught, on its way to the log."""
         error = context.get("exception")
         self.errors.report(Seam.LOOP, error if isinstance(error, BaseException) else None, str(context.get("message")))
-
-
-def _of_prompts(counted: list[int], scan: BodyScan) -> tuple[int, ...]:
-    """The tokens of each prompt, from those of each text."""
-    if len(scan.prompts) == len(counted):
-        return tuple(counted)
-    return spread(max(1, sum(counted) + scan.image_tokens), scan.prompts)

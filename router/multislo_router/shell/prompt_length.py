@@ -1,10 +1,14 @@
 """How long a prompt is in tokens before an engine has said so: estimated from its bytes with a correction from `usage`, or counted
-with the model's tokenizer. Owned by the gateway, one estimator for chats and one for plain prompts."""
+with the model's tokenizer. `PromptLengths` is what the gateway asks."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, cast
 
-from multislo_router.shell.body_scan import prompt_texts
+from multislo_router.shell.body_scan import BodyScan, prompt_texts
+from multislo_router.shell.routes import Route
+from multislo_router.shell.settings import ShellSettings
 
 TOKENS_PER_BYTE = 0.25
 """English text, before anything was measured."""
@@ -87,3 +91,59 @@ class TokenizerCount:
             raise RuntimeError(f"the tokenizer failed: {error}") from error
         overhead = CHAT_OVERHEAD_TOKENS if chat else 0
         return [len(encoding) + overhead for encoding in encodings]
+
+
+class PromptLengths:
+    """The tokens of each prompt of a request: given as ids, counted, or estimated. One estimator for chats and one for plain prompts."""
+
+    def __init__(self, settings: ShellSettings) -> None:
+        """Raises ValueError as `TokenizerCount` does."""
+        self._settings = settings
+        self._estimates = {True: LengthEstimate(), False: LengthEstimate()}
+        self._tokenizer = None if settings.tokenizer is None else TokenizerCount(settings.tokenizer)
+        self._threads = ThreadPoolExecutor(settings.tokenize_threads, "tokenizer")
+        """None of them starts before there is something to count."""
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def known(self, scan: BodyScan, route: Route) -> tuple[int, ...] | None:
+        """What can be told at once; None: counting takes a thread (`in_thread`). Raises a `Fault` where the texts cannot be read."""
+        if scan.prompt_tokens is not None:
+            return scan.prompts or (scan.prompt_tokens,)
+        if not self._counts(scan):
+            tokens = self._estimates[_is_chat(route)].tokens(scan.text_bytes) + scan.image_tokens
+            return spread(tokens, scan.prompts)
+        return self._counted(scan, route) if len(scan.prompt) <= self._settings.tokenize_inline_max_bytes else None
+
+    def in_thread(
+        self, scan: BodyScan, route: Route, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Future[tuple[int, ...]]:
+        return loop.run_in_executor(self._threads, self._counted, scan, route)
+
+    def is_exact(self, scan: BodyScan, route: Route) -> bool:
+        """Whether the prompts surely have the tokens that are told, or more. Of a chat even a tokenizer does not tell: templates leave out
+        parts, such as earlier reasoning."""
+        if scan.prompt_tokens is None and (_is_chat(route) or not self._counts(scan)):
+            return False
+        return not scan.truncates
+
+    def measured(self, scan: BodyScan, route: Route, prompt_tokens: int) -> None:
+        """The engine has said how many tokens they were in all."""
+        if scan.prompt_tokens is None:
+            self._estimates[_is_chat(route)].correct(scan.text_bytes, prompt_tokens - scan.image_tokens)
+
+    def _counts(self, scan: BodyScan) -> bool:
+        return self._tokenizer is not None and scan.text_bytes <= self._settings.tokenize_max_bytes
+
+    def _counted(self, scan: BodyScan, route: Route) -> tuple[int, ...]:
+        assert self._tokenizer is not None
+        texts = self._tokenizer.tokens(scan.prompt, chat=_is_chat(route))
+        if len(scan.prompts) == len(texts):
+            return tuple(texts)
+        return spread(max(1, sum(texts) + scan.image_tokens), scan.prompts)
+
+
+def _is_chat(route: Route) -> bool:
+    """Whether the engine puts the texts into a template."""
+    return route is not Route.COMPLETIONS

@@ -104,10 +104,10 @@ async def test_a_tokenizer_that_fails_costs_one_request_a_500(kit: Any, tokenize
 
     stage = await kit.stage(tokenizer=tokenizer)
     client = await stage.client()
-    healthy = stage.gateway._tokenizer._tokenizer
-    stage.gateway._tokenizer._tokenizer = Failing()
+    healthy = stage.gateway.lengths._tokenizer._tokenizer
+    stage.gateway.lengths._tokenizer._tokenizer = Failing()
     failed = await client.ask({"model": "llama", "prompt": "hello " * words}, "/v1/completions")
-    stage.gateway._tokenizer._tokenizer = healthy
+    stage.gateway.lengths._tokenizer._tokenizer = healthy
 
     assert (failed.status, failed.headers["x-multislo-reason"]) == (500, "internal")
     assert sum(stage.gateway.errors.counts.values()) == 1
