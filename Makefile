@@ -7,6 +7,8 @@ DEV = $(VENV)/.ready-dev
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 # One more than there are cores: a few tests wait for processes, and most compute.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# A test that hangs fails with its stack, and the others go on.
+PYTEST = python -m pytest -n $(WORKERS) --dist worksteal -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # The compiled build has an environment of its own: $(VENV) stays editable and pure. It borrows the packages that $(VENV) has.
@@ -35,7 +37,7 @@ demo: $(RUN)  ## a fleet on this machine, beside round robin on as many instance
 	$(BIN)/multislo demo
 
 test: $(DEV)  ## everything that needs no cluster; the same examples and the same hash order each time
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+	PYTHONHASHSEED=0 $(BIN)/$(PYTEST) tests
 
 fuzz: $(DEV)  ## the property tests on random examples, for TIME seconds, from SEED on (TESTS: some of them)
 	$(BIN)/python tests/fuzz.py --workers $(WORKERS) $(if $(SEED),--seed $(SEED)) $(if $(TIME),--time $(TIME)) $(TESTS)
@@ -54,7 +56,7 @@ $(COMPILED)/.ready: $(RUN) $(SOURCES)
 	touch $@
 
 test-compiled: $(DEV) $(COMPILED)/.ready  ## what decides and simulates, on the compiled build; and that both builds decide the same
-	MULTISLO_BUILD=compiled PYTHONHASHSEED=0 $(COMPILED)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(COMPILED_TESTS)
+	MULTISLO_BUILD=compiled PYTHONHASHSEED=0 $(COMPILED)/bin/$(PYTEST) $(COMPILED_TESTS)
 
 $(TRANSLATED): $(DEV) pyproject.toml hatch_build.py $(shell find profiles engine router/multislo_router simulator -name '*.py')
 	$(BIN)/python hatch_build.py check
