@@ -107,6 +107,7 @@ class RequestArrived:
     """`max_tokens` of the body; None where the client set none."""
     tier: str | None
     ttft_s: float | None
+    """From now; below 0 its deadline has passed."""
     tpot_s: float | None
     streaming: bool
     """False: no token is seen before the last one."""

@@ -119,9 +119,9 @@ class RouterCore:
         tier = self._bin_by_tpot(event)
         ttft_s = tier.ttft_s if event.ttft_s is None else event.ttft_s
         tpot_s = tier.tpot_s if event.tpot_s is None else event.tpot_s
-        if not (0.0 <= ttft_s <= SLO_MAX_S and TPOT_MIN_S <= tpot_s <= SLO_MAX_S):
+        if not (-SLO_MAX_S <= ttft_s <= SLO_MAX_S and TPOT_MIN_S <= tpot_s <= SLO_MAX_S):
             raise ValueError(
-                f"request {event.request}: ttft_s {ttft_s!r} must be from 0 to {SLO_MAX_S:g}, "
+                f"request {event.request}: ttft_s {ttft_s!r} must be from -{SLO_MAX_S:g} to {SLO_MAX_S:g}, "
                 f"tpot_s {tpot_s!r} from {TPOT_MIN_S:g} to {SLO_MAX_S:g}"
             )
         request = Request(
