@@ -41,8 +41,8 @@ def fits(instance: Instance, request: Request) -> bool:
 
 
 def load_with(instance: Instance, request: Request) -> float:
-    """The sustained load with the request on it: the share of the tightest TPOT that a decode iteration takes (PolyServe's condition (c):
-    the steady iteration within the TPOT), and the share of time that prefills take."""
+    """The sustained load with the request on it: the share of the tightest TPOT that a decode iteration takes (PolyServe's condition (c),
+    which `overloaded` limits), and the share of time that prefills take."""
     bookings, pace = instance.bookings, instance.pace
     tightest = LATE_TPOT_S if request.lost else request.tpot_s
     if bookings.tpot_tightest_s < tightest:

@@ -1,10 +1,10 @@
 """Room: would an instance, with one request more, still meet every deadline that the request touches? One test for stock engines, one
 for engines that plan by deadlines, both in seconds of margin. Called by the placements for a handful of candidates a request.
 
-PolyServe's wait-time-aware conditions (arXiv 2507.17769) are part of both tests:
-    (a) the first token is in time               `Room.own_s`
-    (b) the second token is in time, with the near-term iteration      `Room.own_s`
-    (c) the steady iteration keeps the tightest TPOT      `capacity.load_with` and `Room.harm_s`
+PolyServe's wait-time-aware conditions (arXiv 2507.17769) are in them:
+    (a) the first token is in time: `Room.own_s`, both tests
+    (b) the second token is in time, behind the near-term iteration: `Room.own_s`, stock engines (the others fit their batches to it)
+    (c) the steady iteration keeps the tightest TPOT: `capacity.load_with`, with `capacity.overloaded` as the limit
 The margins of all others on the instance are a processor-demand test (Baruah et al. 1990) with an engine's iteration as the unit of work.
 """
 
