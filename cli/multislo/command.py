@@ -14,6 +14,11 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
     "demo": ("multislo_bench.cli", "demo", "Compare one fleet with round robin under the same load."),
     "emulate": ("multislo_engine.cli", "emulate", "Serve an emulated vLLM engine."),
     "router": ("multislo_router.cli", "router", "Run the router alone."),
+    "replay-journal": (
+        "multislo_router.replay_journal",
+        "replay_journal",
+        "Play a router's journal again, and compare decisions.",
+    ),
     "operator": ("multislo_operator.kubernetes.cli", "operator", "Run the fleets of a Kubernetes cluster."),
     "profile": ("multislo_perf.cli", "profile", "Show and fit latency profiles."),
     "simulate": ("multislo_sim.cli", "simulate", "Simulate a fleet: attainment, cost, experiments."),

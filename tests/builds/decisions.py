@@ -1,5 +1,5 @@
-"""Prints all that this build decides in random lives of a small fleet and in simulated runs of larger ones, every number in full. Both
-builds must print the same. Called by test_builds.py."""
+"""Prints all that this build decides in random lives of a small fleet, as journals, and in simulated runs of larger ones, every number in
+full. Both builds must print the same. With the word `journal` it prints one whole journal instead. Called by test_builds.py."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,6 @@ import test_core_properties as properties
 
 from multislo_perf.profile import load_profile
 from multislo_router.build import build
-from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import Placement
 from multislo_sim.contenders import contender_named
@@ -23,21 +22,12 @@ PROFILE = load_profile("llama-3.1-8b-h200-tp1")
 INSTANCES, RATE, SECONDS = 6, 170.0, 12.0
 
 
-class Told(properties.Life):
-    """A life that prints what happened and what the core said."""
-
-    def send(self, event: e.Event) -> list[d.Decision]:
-        made = super().send(event)
-        print(event, made)
-        return made
-
-
 def lives(placement: Placement, scheduler: e.Scheduler) -> None:
-    properties.Life = Told
     for seed in range(LIVES):
         dice = Random(seed)
         config = properties.config_of(placement, scheduler, dice.randrange(64))
-        life = properties.live(config, dice.randbytes(2 + 4 * EVENTS))
+        life = properties.live(config, dice.randbytes(2 + 4 * EVENTS), properties.Recorded)
+        sys.stdout.writelines(line.decode() for line in life.journal[1:])  # the first one names the build
         print(life.core.status(life.now))
 
 
@@ -61,6 +51,13 @@ def told(fleet: SimulatedFleet) -> None:
 
 if __name__ == "__main__":
     print(build(), file=sys.stderr)
+    if sys.argv[1:] == ["journal"]:
+        config = properties.config_of(Placement.PACK, e.Scheduler.FCFS, 0)
+        life = properties.live(
+            config, Random(1).randbytes(2 + 4 * EVENTS), lambda config: properties.Recorded(config, EVENTS // 2)
+        )
+        sys.stdout.writelines(line.decode() for line in life.journal)
+        sys.exit()
     for placement in Placement:
         for scheduler in e.Scheduler:
             lives(placement, scheduler)

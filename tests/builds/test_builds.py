@@ -110,11 +110,11 @@ def test_every_listed_module_runs_as_machine_code() -> None:
         assert (spec.origin or "").endswith(tuple(EXTENSION_SUFFIXES)), f"{module} is interpreted: {spec.origin}"
 
 
-def decided(folder: Path, name: str, pythonpath: list[str]) -> tuple[str, Path]:
+def decided(folder: Path, name: str, pythonpath: list[str], *args: str) -> tuple[str, Path]:
     """What the build that this path finds prints of itself, and its decisions in a file."""
     tests = [str(ROOT / "tests/router/core"), str(ROOT / "tests/laws")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*pythonpath, *tests]), "PYTHONHASHSEED": "0"}
-    command = [sys.executable, str(ROOT / "tests/builds/decisions.py")]
+    command = [sys.executable, str(ROOT / "tests/builds/decisions.py"), *args]
     with (folder / name).open("w") as out:
         run = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -133,3 +133,16 @@ def test_both_builds_decide_the_same_to_the_last_bit(tmp_path: Path) -> None:
         for count, (of_compiled, of_pure) in enumerate(zip_longest(left, right), 1):
             assert of_compiled == of_pure, f"line {count}"
     assert count > 30_000
+
+
+@only_compiled
+def test_a_journal_of_the_compiled_build_plays_again_to_the_last_bit(tmp_path: Path) -> None:
+    _, journal = decided(tmp_path, "journal", [], "journal")
+    code = "from multislo.command import main; main()"
+
+    played = subprocess.run(
+        [sys.executable, "-c", code, "replay-journal", str(journal)], capture_output=True, text=True, check=False
+    )
+
+    assert played.returncode == 0, played.stdout[-2000:] + played.stderr[-2000:]
+    assert "(compiled)" in played.stdout

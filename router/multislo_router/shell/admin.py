@@ -1,4 +1,4 @@
-"""The admin listener: /metrics, /fleet, probes, the last decisions, the live page, and the door through which the operator
+"""The admin listener: /metrics, /fleet, probes, the last decisions, the journal, the live page, and the door through which the operator
 hands over the fleet. A separate port, loopback by default, on the gateway's own event loop; served by `multislo router`.
 """
 
@@ -29,6 +29,7 @@ from multislo_router.shell.exposition import exposition
 from multislo_router.shell.gateway import Gateway
 from multislo_router.shell.internal_errors import Seam
 from multislo_router.shell.metrics import LAG_EDGES
+from multislo_router.shell.recording import Recording
 from multislo_router.shell.scrape import Scrape
 from multislo_router.shell.snapshot import fleet_snapshot
 
@@ -37,6 +38,11 @@ BODY_BYTES_MAX = 16 * 2**20
 """Of PUT /instances: a fleet of 10,000 is about 2 MB."""
 DECISIONS_SHOWN = 100
 """Decisions in an answer of /debug/decisions that names no number."""
+JOURNAL_S = 60
+"""Of a journal that names no time."""
+JOURNAL_S_MAX = 600
+JOURNAL_REST_S = 30.0
+"""Beyond its time, for a reader to fetch what is left: the next one is refused until then."""
 PROBLEMS_SHOWN = 20
 """Mistakes named in a 400: more help nobody, and the answer to a large bad body stays small."""
 _WHOLE = re.compile(r"[0-9]{1,9}")
@@ -83,6 +89,7 @@ class Admin:
                 web.get("/healthz", self.get_health),
                 web.get("/readyz", self.get_readiness),
                 web.get("/debug/decisions", self.get_decisions),
+                web.get("/debug/journal", self.get_journal, allow_head=False),
                 web.put("/instances", self.put_instances),
             ]
         )
@@ -169,6 +176,26 @@ class Admin:
             {"decisions": [{"at": at, "decision": type(made).__name__, **asdict(made)} for at, made in recent]}
         )
 
+    async def get_journal(self, request: web.Request) -> web.StreamResponse:
+        text = request.query.get("seconds", str(JOURNAL_S))
+        if _WHOLE.fullmatch(text) is None or not 1 <= int(text) <= JOURNAL_S_MAX:
+            return _bad([Problem("seconds", text, f"a whole number from 1 to {JOURNAL_S_MAX}")])
+        if self.gateway.recording is not None:
+            return _error(409, "a journal is being written already, and a router writes one at a time", [])
+        answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+        recording = Recording(self.gateway.core, self.gateway.errors, self.clock())
+        self.gateway.recording = recording
+        try:
+            async with asyncio.timeout(int(text) + JOURNAL_REST_S):
+                await answer.prepare(request)
+                await recording.send(int(text), answer.write, lambda: _gone(request))
+        except (TimeoutError, ConnectionError):
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self.gateway.recording = None
+        return answer
+
     async def put_instances(self, request: web.Request) -> web.Response:
         stranger = self._stranger(request.headers.get(TOKEN_HEADER))
         if stranger is not None:
@@ -225,6 +252,11 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {shown(self.value)} must be {self.legal}"
+
+
+def _gone(request: web.Request) -> bool:
+    """Whether its client has disconnected."""
+    return request.transport is None or request.transport.is_closing()
 
 
 async def _measure_lag(lag: Histogram) -> None:

@@ -18,6 +18,7 @@ from multislo_router.core.events import Event, Outcome, RequestArrived, RequestE
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import PlaceBy
 from multislo_router.core.status import CoreStatus, Histogram
+from multislo_router.journal import End
 from multislo_router.shell.body_scan import BodyScan, scan_body
 from multislo_router.shell.client import ClientConnection, Dropped
 from multislo_router.shell.cors import Cors
@@ -29,6 +30,7 @@ from multislo_router.shell.internal_errors import InternalErrors, Seam
 from multislo_router.shell.metrics import DECISION_EDGES
 from multislo_router.shell.models import Models
 from multislo_router.shell.prompt_length import PromptLengths
+from multislo_router.shell.recording import Recording
 from multislo_router.shell.request_head import RequestHead
 from multislo_router.shell.request_reader import HeldBytes, Rules
 from multislo_router.shell.routes import Route, Routes, unknown
@@ -68,6 +70,8 @@ class Gateway:
         self.slo_aware = core_config.engine.scheduler is Scheduler.SLO_AWARE
         self.recent_decisions: deque[tuple[float, Decision]] = deque(maxlen=RECENT_DECISIONS)
         """Unix time and decision, oldest first."""
+        self.recording: Recording | None = None
+        """While somebody reads /debug/journal."""
         self.decision_seconds = Histogram(DECISION_EDGES)
         """What the core took for each arriving request."""
         self.counters = Counters()
@@ -152,6 +156,8 @@ class Gateway:
                 timer.cancel()
         self.lengths.close()
         await self.fleet.close()
+        if self.recording is not None:
+            self.recording.end(End.ROUTER_CLOSING)
 
     # -- the core ------------------------------------------------------------------------------------------------------
 
@@ -165,10 +171,13 @@ class Gateway:
 
     def _decide(self, event: Event) -> Sequence[Decision] | None:
         try:
-            return self.core.handle(event)
+            decisions = self.core.handle(event)
         except Exception as error:
             self._core_failed(event, error)
             return None
+        if self.recording is not None:
+            self.recording.handled(event, decisions)
+        return decisions
 
     def _follow(self, decisions: Sequence[Decision]) -> None:
         if decisions:
@@ -183,10 +192,13 @@ class Gateway:
         exchange = self.exchanges.get(getattr(event, "request", 0))
         about = type(event).__name__ if exchange is None else f"{type(event).__name__} {exchange.name}"
         self.errors.report(Seam.CORE, error, about)
+        now = time.monotonic()
         try:
-            self.core.recover(time.monotonic())
+            self.core.recover(now)
         except Exception as second:
             self.errors.report(Seam.CORE, second, "recovery")
+        if self.recording is not None:
+            self.recording.failed(event, error, now)
         if exchange is not None:
             self.errors.end(Seam.CORE, exchange)
 
@@ -243,7 +255,10 @@ class Gateway:
 
     def status(self, now: float) -> CoreStatus:
         """The core's, with the requests that it does not know counted where they run."""
-        return self.fleet.with_passing(self.core.status(now))
+        status = self.core.status(now)
+        if self.recording is not None:
+            self.recording.status(now)
+        return self.fleet.with_passing(status)
 
     # -- clients -------------------------------------------------------------------------------------------------------
 

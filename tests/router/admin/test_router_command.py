@@ -12,7 +12,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
+from multislo.command import main
 from multislo_api.fleet import SHUTDOWN_DELAY_VARIABLE, TOKEN_HEADER, TOKEN_VARIABLE
 
 WAIT_S = 60.0
@@ -178,6 +180,23 @@ async def test_requests_go_through_and_the_admin_listener_tells_of_them(manifest
             assert (await answer.json())["decisions"][-1]["instance"] == "realtime-0"
         async with session.get(f"{router.admin}/readyz") as answer:
             assert answer.status == 200
+
+
+async def test_a_journal_of_its_whole_life_plays_again_with_every_decision_the_same(manifest: str) -> None:
+    async with engine() as url, routing(manifest) as router, aiohttp.ClientSession() as session:
+        async with session.get(f"{router.admin}/debug/journal?seconds=600") as answer:
+            await put(session, router, url)
+            for _ in range(3):
+                async with session.post(f"{router.api}/v1/completions", **asking(20)) as served:
+                    assert (await served.text()).rstrip().endswith("[DONE]")
+            router.process.send_signal(signal.SIGTERM)
+            journal = await answer.read()
+        assert await router.ended() == 0
+
+    assert b'"end":"router_closing"' in journal.splitlines()[-1]
+    result = CliRunner().invoke(main, ["replay-journal", "-"], input=journal)
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 decisions are the same" in result.output
 
 
 async def test_told_to_stop_it_finishes_the_answer_that_is_under_way(manifest: str) -> None:

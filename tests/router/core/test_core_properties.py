@@ -1,6 +1,7 @@
 """What holds of the core whatever happens to it: random lives of a small fleet, told by bytes, with every invariant checked after
 every event; and the laws of its parts."""
 
+from collections.abc import Callable
 from math import inf, isfinite, nan
 
 import pytest
@@ -8,11 +9,15 @@ from h200_law import LAW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multislo_router.build import build
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
 from multislo_router.core.config import CoreConfig, EngineLimits, Overload, Placement, TierConfig
 from multislo_router.core.instance import Instance
 from multislo_router.core.machine import ATTEMPTS_MAX, SLO_MAX_S, TPOT_MIN_S, RouterCore
+from multislo_router.core.status import CoreStatus
+from multislo_router.journal import event_line, header_line, status_line
+from multislo_router.replay import Replay, Verdict
 
 SEQUENCES = 1_700
 """Lives per placement and scheduler; over the six pairs more than 10,000."""
@@ -300,8 +305,11 @@ class Life:
             self.now = max(self.now, wake_at)
         self.send(e.Tick(self.now))
 
+    def status(self) -> CoreStatus:
+        return self.core.status(self.now)
+
     def look(self, a: int, b: int) -> None:
-        status = self.core.status(self.now)
+        status = self.status()
         self.core.check()
         assert sum(tier.pending for tier in status.tiers) == len(self.held)
         assert sum(tier.in_flight for tier in status.tiers) == len(self.placed)
@@ -362,9 +370,9 @@ CAN_HAPPEN = [
 ]
 
 
-def live(config: CoreConfig, told: bytes) -> Life:
+def live(config: CoreConfig, told: bytes, kind: Callable[[CoreConfig], Life] = Life) -> Life:
     """Plays a life: four bytes an event (what, when, and two that say which)."""
-    life = Life(config)
+    life = kind(config)
     for index in range(1 + told[0] % 4):
         life.specs[INSTANCES[index]] = e.InstanceSpec(
             INSTANCES[index], [*NAMES, None][told[1] // 4**index % 4], e.InstanceState.READY
@@ -385,6 +393,57 @@ def test_whatever_happens_every_invariant_holds_and_nothing_is_left_behind(place
     @given(st.integers(0, 63), st.binary(min_size=2 + 4 * 20, max_size=2 + 4 * 45))
     def lives(shape: int, told: bytes) -> None:
         live(config_of(placement, scheduler, shape), told).finish()
+
+    lives()
+
+
+class Recorded(Life):
+    """Writes a journal, from some event on."""
+
+    def __init__(self, config: CoreConfig, begins: int = 0) -> None:
+        super().__init__(config)
+        self.journal: list[bytes] = []
+        self.before = begins
+
+    def record(self, line: bytes) -> None:
+        if self.journal:
+            self.journal.append(line)
+
+    def begin(self) -> None:
+        if not self.before:
+            self.journal.append(header_line(self.core, 0.0, self.now))
+        self.before -= 1
+
+    def send(self, event: e.Event) -> list[d.Decision]:
+        self.begin()
+        made = super().send(event)
+        self.record(event_line(event, made))
+        return made
+
+    def status(self) -> CoreStatus:
+        self.record(status_line(self.now))
+        return super().status()
+
+
+@pytest.mark.hypothesis
+@pytest.mark.skipif(build() == "compiled", reason="a core is made from its state in the pure build")
+@pytest.mark.parametrize("placement", list(Placement))
+def test_any_life_plays_again_from_its_journal_to_the_last_bit(placement):
+    @settings(max_examples=300)
+    @given(
+        st.integers(0, 63),
+        st.sampled_from(list(e.Scheduler)),
+        st.binary(min_size=2 + 4 * 20, max_size=2 + 4 * 45),
+        st.integers(0, 44),
+    )
+    def lives(shape: int, scheduler: e.Scheduler, told: bytes, begins: int) -> None:
+        life = Recorded(config_of(placement, scheduler, shape), begins)
+        live(life.config, told, lambda config: life)
+        replay = Replay(life.journal or [header_line(life.core, 0.0, life.now)])
+
+        assert {compared.verdict for compared in replay} <= {Verdict.SAME}
+        replay.core.check()
+        assert repr(replay.core.status(life.now)) == repr(life.core.status(life.now))
 
     lives()
 
