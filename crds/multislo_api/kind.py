@@ -274,6 +274,11 @@ class Tier(Part):
         description="What happens to a request that can no longer meet its deadline: Queue (served late, in turn), BestEffort (served "
         "late, after all requests that can be in time) or Reject (429 with Retry-After). Default: Queue.",
     )
+    latest: Annotated[float, Field(ge=1, le=1000)] = Field(
+        default=5.0,
+        description="How long the router holds a request at most where overload is Queue, as a multiple of its TTFT (1 to 1000). After "
+        "that it goes to an engine even if others are late for it. Default: 5.",
+    )
 
 
 class ServiceTiers(Part):

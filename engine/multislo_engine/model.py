@@ -109,6 +109,7 @@ class EngineModel:
             sequence=self._sequence,
             ttft_due_s=request.ttft_due_s,
             tpot_s=request.tpot_s,
+            second_due_s=request.second_due_s,
             # The last prompt token is always computed: it yields the first output token.
             context=max(0, min(request.cached_tokens, request.prompt_tokens - 1)),
             prefilled=request.prefilled,
@@ -291,6 +292,7 @@ class EngineModel:
                 sequence=self._sequence,
                 ttft_due_s=job.ttft_due_s,
                 tpot_s=job.tpot_s,
+                second_due_s=job.second_due_s,
                 context=job.context,
                 produced=job.produced,
                 late=job.late,

@@ -38,6 +38,8 @@ class EngineRequest:
     priority: int = 0
     ttft_due_s: float = inf
     tpot_s: float = inf
+    second_due_s: float = -inf
+    """When its first token is due once `ttft_due_s` is out of reach; no later than that: it has no second deadline."""
     cached_tokens: int = 0
     """Of the prompt, found in the prefix cache; they still take KV blocks of their own."""
     prefilled: bool = False

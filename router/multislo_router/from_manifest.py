@@ -40,6 +40,7 @@ def core_config(manifest: MultiSLOServing, profile: Profile) -> CoreConfig:
             ttft_s=tier.slo.ttft_s,
             tpot_s=tier.slo.tpot_s,
             overload=Overload(tier.overload),
+            latest=tier.latest,
             batch_tokens=batch_tokens(profile.latency, tier.slo.tpot_s),
         )
         for tier in spec.tiers

@@ -181,7 +181,7 @@ class SimulatedFleet:
         """Numbers of the records that are not over and have missed a deadline by now."""
         now = self.now
         late = {id for engine in self.engines for id in engine.late(now)}
-        late.update(r.id for r in self.core.pending if r.due < now)
+        late.update(r.id for r in self.core.pending if r.slo_due < now)
         return late
 
     def backlog_s(self) -> float:
@@ -225,6 +225,7 @@ class SimulatedFleet:
                         # What it yields by then is with its client in time.
                         decision.ttft_due - self.scenario.report_delay_s,
                         decision.tpot_s,
+                        second_due_s=decision.second_due,
                         prefilled=request.prefilled,
                     ),
                 )

@@ -33,7 +33,7 @@ class IterationSeen:
 class LockstepBookings(Bookings):
     """The ledger of an instance whose decodes get a token an iteration."""
 
-    __slots__ = ("_ahead", "_behind", "_due_stale", "_lost")
+    __slots__ = ("_ahead", "_behind", "_due_stale", "_late")
 
     def __init__(self, tpots: list[float], now: float) -> None:
         super().__init__(tpots, now)
@@ -41,8 +41,8 @@ class LockstepBookings(Bookings):
         """Iterations seen since all decodes were caught up."""
         self._behind: dict[int, int] = {}
         """Of these, those that gave a decode no token: by request."""
-        self._lost: dict[int, Request] = {}
-        """The lost among the decodes."""
+        self._late: dict[int, Request] = {}
+        """The late among the decodes."""
         self._due_stale = False
         """The request whose deadline was the earliest has gone: `due_least` is too early."""
 
@@ -52,13 +52,13 @@ class LockstepBookings(Bookings):
     def began_to_decode(self, request: Request) -> None:
         super().began_to_decode(request)
         self._behind[request.id] = self._ahead
-        if request.lost:
-            self._lost[request.id] = request
+        if request.late:
+            self._late[request.id] = request
 
-    def lose(self, request: Request) -> None:
-        super().lose(request)
+    def missed(self, request: Request) -> None:
+        super().missed(request)
         if request.stage is DECODE:
-            self._lost[request.id] = request
+            self._late[request.id] = request
 
     def release(self, request: Request, now: float) -> None:
         if request.stage is DECODE:
@@ -66,7 +66,7 @@ class LockstepBookings(Bookings):
             if not request.lost and request.next_due() <= self.due_least[request.tier.index] + ROUNDING_S:
                 self._due_stale = True
             del self._behind[request.id]
-            self._lost.pop(request.id, None)
+            self._late.pop(request.id, None)
         super().release(request, now)
 
     def recount_dues(self, now: float, at_boundary: bool) -> None:
@@ -86,7 +86,7 @@ class LockstepBookings(Bookings):
         return request.tokens + self._ahead - self._behind[request.id]
 
     def catch_up(self, request: Request) -> None:
-        """Book the tokens of a decode that came in iterations. While it was not lost they were in time."""
+        """Book the tokens of a decode that came in iterations. While it was not late they were in time."""
         tokens = self._ahead - self._behind[request.id]
         if tokens > 0:
             request.tokens_met += tokens
@@ -102,8 +102,8 @@ class LockstepBookings(Bookings):
                 self._behind[request.id] += 1
                 missing += 1
         self.kv_decode_tokens += len(self.decodes) - missing
-        for request in self._lost.values():
-            self._take_lost(request, now)
+        for request in self._late.values():
+            self._take_late(request, now)
         due_least = self.due_least
         late = self._due_stale
         for index, due in enumerate(due_least):
@@ -121,11 +121,10 @@ class LockstepBookings(Bookings):
                     due_least[index] = due
         return missing
 
-    def _take_lost(self, request: Request, now: float) -> None:
+    def _take_late(self, request: Request, now: float) -> None:
         tokens = self._ahead - self._behind[request.id]
         if tokens > 0:
-            if now <= request.next_due():
-                request.tokens_met += tokens
+            request.tokens_met += request.in_time(tokens, now)
             request.tokens += tokens
             request.last_token_at = now
             self._behind[request.id] = self._ahead
@@ -139,11 +138,13 @@ class LockstepBookings(Bookings):
                 continue
             tokens = self.tokens_of(request)
             late = tokens > request.tokens and now > request.due + (tokens - 1) * request.tpot_s
-            if late and request.id not in passed:
+            if late and not request.late and request.id not in passed:
                 self.catch_up(request)
                 request.last_token_at = now
                 request.tokens_met -= 1
-                self.lose(request)
+            if late and request.id not in passed:
+                self.missed(request)
+            if request.lost:
                 continue
             index = request.tier.index
             due = request.due + tokens * request.tpot_s

@@ -93,7 +93,7 @@ FIELDS: list[tuple[str, object, str]] = [
         f'spec.tiers[0].name: "fast\\n" must be a DNS-1123 label: 1 to 22 of a-z, 0-9 and "-", {LABEL}; it begins or ends with a space',
     ),
     ("spec.tiers", [], "spec.tiers: [] must be a list of 1 to 16 items, each a mapping"),
-    ("spec.tiers.1", None, "spec.tiers[1]: null must be a mapping with name, slo, instances and overload"),
+    ("spec.tiers.1", None, "spec.tiers[1]: null must be a mapping with name, slo, instances, overload and latest"),
     ("spec.tiers.1.slo", "50ms", 'spec.tiers[1].slo: "50ms" must be a mapping with ttft and tpot'),
     (
         "spec.profile",
@@ -169,7 +169,7 @@ UNKNOWN: list[tuple[str, str, str]] = [
     ("spec.tiers.0.slo.tpt", "ttft, tpot", "tpot"),
     ("spec.scaling.accelerators_max", "acceleratorsMax, attainment, warmPool, scaleDown, schedule", "acceleratorsMax"),
     ("spec.router.adminport", ", ".join(field_names(Router)), "adminPort"),
-    ("spec.tiers.0.ttft", "name, slo, instances, overload", "slo.ttft"),
+    ("spec.tiers.0.ttft", "name, slo, instances, overload, latest", "slo.ttft"),
     ("spec.router.acceleratorsMax", ", ".join(field_names(Router)), "spec.scaling.acceleratorsMax"),
 ]
 

@@ -31,7 +31,7 @@ def decode(id: int, slack_s: float, tpot_s: float = 0.05, prompt: int = 200, pro
     )
 
 
-def prompt(id: int, tokens: int, due_s: float, context: int = 0) -> Job:
+def prompt(id: int, tokens: int, due_s: float, context: int = 0, second_due_s: float = -inf) -> Job:
     return Job(
         id=id,
         prompt_tokens=tokens,
@@ -44,6 +44,7 @@ def prompt(id: int, tokens: int, due_s: float, context: int = 0) -> Job:
         context=context,
         admitted=id if context else -1,
         blocks=-(-context // 16),
+        second_due_s=second_due_s,
     )
 
 
@@ -201,6 +202,12 @@ def test_in_overload_those_who_can_be_in_time_go_before_the_lost() -> None:
     seen = view([], [prompt(1, 3000, due_s=-1.0), prompt(2, 3000, due_s=0.03), prompt(3, 1500, due_s=0.5)])
     plan = PLANNER.plan(0.0, seen)
     assert [(job.id, tokens) for job, tokens in plan.chunks] == [(3, 1500), (1, 2596)]
+
+
+def test_one_whose_first_deadline_is_out_of_reach_is_served_by_its_second() -> None:
+    late = prompt(1, 3000, due_s=0.01, second_due_s=0.6)
+    plan = PLANNER.plan(0.0, view([], [prompt(2, 3000, due_s=0.5), late, prompt(3, 3000, due_s=0.7)]))
+    assert [job.id for job, _ in plan.chunks] == [2, 1]
 
 
 def test_the_lost_get_a_few_tokens_beside_any_number_of_others() -> None:

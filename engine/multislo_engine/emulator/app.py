@@ -280,7 +280,7 @@ class EmulatorApp:
         outputs = [Output(sink, tokens, limited) for sink, (tokens, limited) in zip(sinks, lengths, strict=True)]
         for at, prompt in enumerate(ask.prompts):
             choices = outputs[at * ask.choices : (at + 1) * ask.choices]
-            taken = self.engine.submit(choices, prompt, ask.priority, ask.slo_ttft_s, ask.slo_tpot_s)
+            taken = self.engine.submit(choices, prompt, ask.priority, ask.slo)
             if taken is None:
                 self._leave(numbers)
                 waiting = self.config.queue_max

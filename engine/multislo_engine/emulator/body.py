@@ -4,6 +4,7 @@ requests. Only fields that affect timing are modelled; all others are accepted a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -116,6 +117,16 @@ class DetokenizeBody(_Part):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What is left of a request's deadlines when it arrives here, seconds; the defaults are those of one that has none."""
+
+    ttft_s: float = inf
+    tpot_s: float = inf
+    late_ttft_s: float = -inf
+    """Counts once `ttft_s` is out of reach."""
+
+
 @dataclass(slots=True)
 class Ask:
     """An accepted request. `output_tokens_max` None: the client leaves the length to the model."""
@@ -131,8 +142,7 @@ class Ask:
     include_usage: bool
     continuous_usage: bool
     priority: int
-    slo_ttft_s: float | None
-    slo_tpot_s: float | None
+    slo: Slo
 
 
 def parse(kind: type[_BodyT], raw: bytes) -> _BodyT:
@@ -221,15 +231,18 @@ def _ask(body: _Body, prompts: tuple[int, ...], limit: int | None, choices: int 
         include_usage=options is not None and options.include_usage,
         continuous_usage=options is not None and options.include_usage and options.continuous_usage_stats,
         priority=body.priority,
-        slo_ttft_s=_milliseconds(xargs, "slo_ttft_ms"),
-        slo_tpot_s=_milliseconds(xargs, "slo_tpot_ms"),
+        slo=Slo(
+            _seconds(xargs, "slo_ttft_ms", inf),
+            _seconds(xargs, "slo_tpot_ms", inf),
+            _seconds(xargs, "slo_late_ttft_ms", -inf),
+        ),
     )
 
 
-def _milliseconds(xargs: dict[str, Any], name: str) -> float | None:
+def _seconds(xargs: dict[str, Any], name: str, default: float) -> float:
     value = xargs.get(name)
     if value is None:
-        return None
+        return default
     try:
         seconds = float(value) / 1000.0
     except (TypeError, ValueError):

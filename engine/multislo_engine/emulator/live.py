@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from multislo_engine.emulator.body import Slo
 from multislo_engine.emulator.metrics import EngineStats
 from multislo_engine.model import EngineModel
 from multislo_engine.terms import EngineRequest, EngineToken
@@ -74,21 +75,20 @@ class LiveEngine:
         sequences: Sequence[Output],
         prompt_tokens: int,
         priority: int,
-        slo_ttft_s: float | None,
-        slo_tpot_s: float | None,
+        slo: Slo,
     ) -> list[int] | None:
         """Takes in one prompt with its sequences; returns the ids to abort them by, or None when the queue is full."""
         now = self._deliver()
         ids = list(range(self._next_id, self._next_id + len(sequences)))
         self._next_id += len(sequences)
-        inf = float("inf")
         request = EngineRequest(
             ids[0],
             prompt_tokens,
             sequences[0].tokens,
             priority,
-            ttft_due_s=inf if slo_ttft_s is None else now + slo_ttft_s,
-            tpot_s=inf if slo_tpot_s is None else slo_tpot_s,
+            ttft_due_s=now + slo.ttft_s,
+            tpot_s=slo.tpot_s,
+            second_due_s=now + slo.late_ttft_s,
             forks=tuple([(id, one.tokens) for id, one in zip(ids[1:], sequences[1:], strict=True)]),
         )
         accepted = self.model.submit(now, request)

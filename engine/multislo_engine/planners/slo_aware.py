@@ -15,7 +15,7 @@ tightest TPOT.
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from math import inf
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,15 +101,22 @@ class SloAware:
             candidates += self._admissible(now, view)
         if not candidates:
             return [], []
-        candidates.sort(key=self.order)
-        law = self.latency
-        in_time: list[Job] = []
-        lost: list[Job] = []
-        for job in candidates:
-            tokens = job.prefill_tokens
-            soonest_s = law.attention_s(tokens, job.context) + law.tokens_s(tokens)
-            (in_time if job.due_s - now >= soonest_s else lost).append(job)
-        return in_time, lost
+        planned = self._by_due(now, candidates)
+        in_time = bisect_left(planned, inf, key=itemgetter(0))
+        jobs = [job for *_, job in planned]
+        return jobs[:in_time], jobs[in_time:]
+
+    def _by_due(self, now: float, jobs: list[Job]) -> list[tuple[float, float, int, Job]]:
+        """In the order of the deadlines that they are planned by; the lost ones last, by the ones that they missed."""
+        return sorted([(self._due(now, job), job.due_s, job.sequence, job) for job in jobs])
+
+    def _due(self, now: float, job: Job) -> float:
+        """The deadline that a prefill is planned by: the first of its two that can still be met; infinity: it is lost."""
+        tokens = job.prefill_tokens
+        soonest = now + self.latency.attention_s(tokens, job.context) + self.latency.tokens_s(tokens)
+        if job.due_s >= soonest:
+            return job.due_s
+        return job.second_due_s if job.second_due_s >= soonest else inf
 
     def _admissible(self, now: float, view: EngineView) -> list[Job]:
         """Of the waiting, those that free KV blocks and seats allow: those not overdue, then the overdue; but one that is
@@ -118,11 +125,8 @@ class SloAware:
         overdue = bisect_left(waiting, now, key=_DUE)
         forgotten = 1 if overdue and now - waiting[0].due_s > TTFT_DEFAULT_S else 0
         count = self.waiting_considered
-        queue = (
-            *waiting[:forgotten],
-            *waiting[overdue : overdue + count],
-            *waiting[forgotten : min(overdue, count)],
-        )
+        considered = [*waiting[overdue : overdue + count], *waiting[forgotten : min(overdue, count)]]
+        queue = [*waiting[:forgotten], *[job for *_, job in self._by_due(now, considered)]]
         seats = view.seqs_max - len(view.decodes.jobs) - len(view.prefills)
         free = view.blocks_free - view.blocks_promised()
         admissible: list[Job] = []
@@ -166,7 +170,7 @@ class SloAware:
         for job in prefills:
             tokens = job.prefill_tokens
             work_s += tokens * token_s + law.attention_s(tokens, job.context)
-            if work_s * self.pressed_margin > job.due_s - now:
+            if work_s * self.pressed_margin > self._due(now, job) - now:
                 return True
         return False
 
@@ -192,9 +196,10 @@ class SloAware:
         if prefills and (tokens := prefills[0].prefill_tokens) > self.chunk_tokens_max:
             law = self.latency
             job = prefills[0]
+            left_s = self._due(now, job) - now
             iterations = tokens / self.chunk_tokens_max
             work_s = law.attention_s(tokens, job.context) + law.tokens_s(tokens)
-            if work_s + (iterations - 1.0) * (law.fixed_s + law.gemm_s) > self.tight_share * (job.due_s - now):
+            if work_s + (iterations - 1.0) * (law.fixed_s + law.gemm_s) > self.tight_share * left_s:
                 return self.chunk_tokens_tight
         return self.chunk_tokens_max
 
@@ -232,7 +237,7 @@ class SloAware:
             budget_s -= law.attention_s(tokens, job.context)
             if in_time and tokens == job.prefill_tokens:
                 # Its first token comes when the iteration ends: what follows must not make it late.
-                rest_s = job.due_s - now - law.attention_s(tokens, job.context)
+                rest_s = self._due(now, job) - now - law.attention_s(tokens, job.context)
                 if rest_s > law.tokens_s(decodes + used):
                     budget_s = min(budget_s, rest_s)
         return chunks

@@ -60,6 +60,8 @@ class Job:
     aborted: bool = False
     order: tuple[float, ...] = ()
     """Its planner's sort key, fixed when it starts to wait."""
+    second_due_s: float = -inf
+    """When its first token is due once `ttft_due_s` is out of reach; no later than that: never."""
 
     @property
     def tokens(self) -> int:

@@ -17,6 +17,8 @@ from multislo_router.core.placement import Choice
 from multislo_router.core.request import HELD, OVER, Request
 from multislo_router.core.tier import Tier
 
+RETRY_S: Final = 0.05
+"""While requests are held and nothing happens, they are tried again this often."""
 SETTLED_S: Final = 0.001
 """An instance that was refreshed this short ago is not refreshed again for one request that ends."""
 RETRY_AFTER_MIN_S: Final = 1.0
@@ -52,7 +54,7 @@ class Admissions:
         """Book the request on the chosen instance."""
         found, kind = choice.room, choice.kind
         instance = found.instance
-        if request.lost:
+        if request.late:
             kind = d.BEST_EFFORT if request.tier.config.overload is Overload.BEST_EFFORT else d.LATE
         request.attempts += 1
         request.placed_at = now
@@ -79,7 +81,8 @@ class Admissions:
             iteration_predicted_s=found.iteration_s,
             room_s=found.least_s,
             load=instance.load,
-            ttft_due=request.due,
+            ttft_due=request.slo_due,
+            second_due=request.second_due,
             tpot_s=request.tpot_s,
             priority=priority,
             reason=kind.value,
@@ -90,18 +93,31 @@ class Admissions:
         counts = self.counts_of(request)
         counts.pending += 1
         counts.held += 1
-        if self._queue(request) <= request.arrived and not request.attempts:
+        if self.queue(request) <= request.arrived and not request.attempts:
             counts.out_of_reach += 1
         return d.Hold(request.id, request.tier.name, "no instance has room")
 
-    def _queue(self, request: Request) -> float:
-        """Put it in the router's queue; when its deadline is out of reach even of an idle instance."""
+    def queue(self, request: Request) -> float:
+        """Put it in the router's queue. Returns its last call: when the deadline that it is planned by is out of reach even of an idle
+        instance; of a lost one, when it has waited for as long as its tier lets it wait, if that is bounded."""
         tokens = 1 if request.prefilled else request.prompt_tokens
-        last_call_at = request.due - self._idle_prefill_s(tokens)
+        due = request.latest if request.lost else request.due
+        last_call_at = due - self._idle_prefill_s(tokens)
         self.pending.hold(request, last_call_at)
-        if request.lost:
-            self.pending.give_up(request)
         return last_call_at
+
+    def late(self, request: Request) -> None:
+        """A held request's deadline is out of reach: queue it by its second one, or behind all others."""
+        if not request.late:
+            self.counts_of(request).given_up += 1
+        request.miss()
+        self.pending.leave()
+        self.queue(request)
+
+    def again(self, request: Request, now: float) -> None:
+        """A held request has to be served now, and nothing has memory for it: look again soon."""
+        self.pending.leave()
+        self.pending.hold(request, now + RETRY_S)
 
     def leave_pending(self, request: Request) -> None:
         """It is about to be placed or refused, or its client went."""
@@ -134,7 +150,8 @@ class Admissions:
         """Its placement failed with nothing sent to its client: it is as before its first placement, but for its deadline."""
         request.stage = HELD
         request.tokens = request.tokens_met = 0
-        request.lost = False  # whether it is, its next placement tells
+        request.late = request.lost = False  # whether it is, its next placement tells
+        request.due = request.slo_due
         if request.parts:
             prompts = tuple([part.prompt_tokens for part in request.parts])
             sequences.split(request, prompts, len(request.members) // len(request.parts), self._config.latency)
@@ -181,7 +198,7 @@ class Admissions:
                 self.counts_of(request).in_flight += 1
             else:
                 request.stage = HELD
-                self._queue(request)
+                self.queue(request)
                 self.counts_of(request).pending += 1
         for instance, requests in here.items():
             instance.rebook(requests, now)

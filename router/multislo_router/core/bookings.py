@@ -119,7 +119,7 @@ class Bookings:
     def _part(self, request: Request) -> None:
         """Its prompt is through: its other choices decode by themselves from here on."""
         for share in request.shares:
-            share.lost = request.lost
+            share.is_late_like(request)
             share.first_token_at = request.first_token_at
             share.kv_reserved = share.output_tokens_expected
             request.kv_reserved -= share.kv_reserved
@@ -145,11 +145,12 @@ class Bookings:
         request.last_token_at = now
         self.kv_decode_tokens += tokens
 
-    def lose(self, request: Request) -> None:
-        """One of its deadlines is missed: it is still served, but limits no other request."""
+    def missed(self, request: Request) -> None:
+        """The deadline that it is planned by is missed. Once it is lost it limits no other request."""
         if not request.lost:
-            request.lost = True
-            self._uncount_tpot(request.tpot_s)
+            request.miss()
+            if request.lost:
+                self._uncount_tpot(request.tpot_s)
 
     def measured(self, request: Request, prompt_tokens: int) -> None:
         """The engine told the true length of its prompt."""

@@ -33,6 +33,8 @@ class TierConfig:
     overload: Overload = Overload.QUEUE
     batch_tokens: int = 2048
     """`max_num_batched_tokens` of its home instances."""
+    latest: float = 5.0
+    """With `QUEUE`: a request that waits for so many times its TTFT is served now, at whoever's cost."""
 
 
 @dataclass(frozen=True, slots=True)

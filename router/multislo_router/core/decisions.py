@@ -60,6 +60,8 @@ class Place:
     """The instance's load with the request in it."""
     ttft_due: float
     """When its first token is due, on the core's clock; for engines that plan by deadlines."""
+    second_due: float
+    """The deadline that it is planned by once that one is out of reach; no later: it has none."""
     tpot_s: float
     priority: int | None
     """Lower = earlier, where the instance runs `--scheduling-policy priority`: the deadline in milliseconds, on the core's clock. Who sends
@@ -77,6 +79,7 @@ class Place:
         room_s: float,
         load: float,
         ttft_due: float,
+        second_due: float,
         tpot_s: float,
         priority: int | None,
         reason: str,
@@ -90,6 +93,7 @@ class Place:
         self.room_s = room_s
         self.load = load
         self.ttft_due = ttft_due
+        self.second_due = second_due
         self.tpot_s = tpot_s
         self.priority = priority
         self.reason = reason

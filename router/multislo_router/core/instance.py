@@ -95,10 +95,6 @@ class Instance:
             self.bookings.began_to_decode(request)
         self.measure_load(now)
 
-    def lose(self, request: Request) -> None:
-        """One of its deadlines is missed."""
-        self.bookings.lose(request)
-
     def release(self, request: Request, now: float) -> None:
         """Forget a request, at whatever stage it is."""
         if request.stage is PREFILL:
@@ -145,11 +141,9 @@ class Instance:
             self._first_token(request, now)
         elif ended and request.tokens and not self.queue.row and pace.boundary_at >= pace.prefill_ended_at:
             pace.saw_decodes(gap_s / count)
+        request.tokens_met += request.in_time(count, now)
         if now > request.next_due():
-            request.tokens_met += request.in_time(count, now)
-            self.bookings.lose(request)
-        else:
-            request.tokens_met += count
+            self.bookings.missed(request)
         self.bookings.received(request, count, now)
         if ended:
             pace.boundary_at = now
@@ -181,11 +175,11 @@ class Instance:
         self.believe(now)
 
     def believe(self, now: float) -> None:
-        """Which prefills are lost, the iteration time and the load, as of now. O(prefills)."""
-        lost = [request for request in self.queue.row if request.due < now and not request.lost]
-        if lost:
-            for request in lost:
-                self.bookings.lose(request)
+        """Which prefills have missed their deadline, the iteration time and the load, as of now. O(prefills)."""
+        missed = [request for request in self.queue.row if request.due < now and not request.lost]
+        if missed:
+            for request in missed:
+                self.bookings.missed(request)
             if self.scheduler is SLO_AWARE:
                 self.queue.reorder(now)
         bookings = self.bookings

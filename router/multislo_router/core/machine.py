@@ -2,11 +2,12 @@
 the simulator does the same on a copy of the world. Never waits, never logs, reads no clock."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from multislo_router.core import decisions as d
 from multislo_router.core import events as e
-from multislo_router.core.admissions import Admissions
+from multislo_router.core.admissions import RETRY_S, Admissions
 from multislo_router.core.bookings import Bookings
 from multislo_router.core.config import CoreConfig, TierConfig
 from multislo_router.core.fleet import Fleet
@@ -22,8 +23,6 @@ from multislo_router.core.tier import Tier
 
 ATTEMPTS_MAX: Final = 2
 """Placements of one request: the first, and one more where an engine failed before it said anything."""
-RETRY_S: Final = 0.05
-"""While requests are held and nothing happens, they are tried again this often."""
 PROMPT_RETRY_S: Final = 0.001
 """Between two tries of a held request with several prompts, for each of them: a try follows them all, on one instance after another."""
 OFFERED_MAX: Final = 8
@@ -302,11 +301,13 @@ class RouterCore:
         return made
 
     def _last_call(self, request: Request, now: float) -> d.Decision | None:
-        """Its deadline is about to be lost: one tolerant try, then what its tier says about overload."""
+        """The deadline that it is planned by is about to be missed: one tolerant try, then what its tier says about overload."""
         request.avoid = None  # the instance that failed it may be the only one: else it would wait for ever
+        if request.lost:
+            return self._serve_at_last(request, now)
         refusing = request.tier.refuses
         # A request that is likely to be late costs others as much as one in time: a tier that refuses wants it refused.
-        tolerance_s = 0.0 if refusing else TOLERANCE * (request.due - request.arrived)
+        tolerance_s = 0.0 if refusing or request.late else TOLERANCE * (request.due - request.arrived)
         choice = nearly(self.fleet.homes, request, now, tolerance_s)
         if choice is not None:
             return self._place_held(request, choice, now)
@@ -314,8 +315,15 @@ class RouterCore:
             self.admissions.leave_pending(request)
             cause = d.Cause.DEADLINE if self.fleet.placeable else d.Cause.NO_INSTANCE
             return self.admissions.refuse(request, cause, now, "no instance can meet its deadline any more")
-        self.admissions.counts_of(request).given_up += 1
-        self.pending.give_up(request)
+        self.admissions.late(request)
+        return None
+
+    def _serve_at_last(self, request: Request, now: float) -> d.Decision | None:
+        """It has waited for as long as its tier lets a request wait: it goes where it harms least, whatever that is."""
+        choice = nearly(self.fleet.homes, request, now, inf)
+        if choice is not None:
+            return self._place_held(request, choice, now)
+        self.admissions.again(request, now)
         return None
 
     def _set_wake(self, at: float, now: float) -> None:

@@ -2,6 +2,7 @@
 differ in which instances they ask first. Called by `machine` for a new request and for a held one."""
 
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
 
 from multislo_router.core.capacity import load_with, overloaded
@@ -100,7 +101,7 @@ def spread(homes: Homes, request: Request, now: float, home_bonus: float = HOME_
     for instance in homes.warm.emptiest(OTHER_CANDIDATES):
         candidates.append((load_with(instance, request), len(candidates), instance))
     candidates.sort()
-    short_share = 0.0 if request.tier.refuses else SHORT_SHARE
+    short_share = 0.0 if request.tier.refuses or request.late else SHORT_SHARE
     return first_with_room([instance for _, _, instance in candidates[:rooms]], request, now, short_share)
 
 
@@ -131,7 +132,7 @@ def first_with_room(instances: list[Instance], request: Request, now: float, sho
             return Choice(found, kind_on(instance, request))
         if instance.scheduler is SLO_AWARE and (best is None or found.least_s > best.least_s):
             best = found
-    if best is None or best.least_s < -short_share * (request.due - request.arrived):
+    if best is None or best.least_s < -short_share * (request.slo_due - request.arrived):
         return None
     return Choice(best, kind_on(best.instance, request))
 
@@ -153,14 +154,19 @@ def least_harm(homes: Homes, request: Request, now: float) -> Choice | None:
 
 
 def nearly(homes: Homes, request: Request, now: float, tolerance_s: float) -> Choice | None:
-    """The last try before a deadline is given up: the instance with the largest margin, if it is not worse than the tolerance."""
+    """The last try before a deadline is given up: the instance with the largest margin, if it is not worse than the tolerance (infinite:
+    whatever it is)."""
     best: Room | None = None
     for instance in _emptiest(homes):
         by_demand = instance.scheduler is SLO_AWARE
-        if by_demand and overloaded(instance, request, load_with(instance, request)):
+        if (
+            (by_demand or request.late)
+            and tolerance_s < inf
+            and overloaded(instance, request, load_with(instance, request))
+        ):
             continue
         found = room(instance, request, now)
-        if found is None or (not by_demand and found.harm_s < 0.0):
+        if found is None or (not by_demand and found.harm_s < 0.0 and tolerance_s < inf):
             continue  # what a stock engine does next is known: the tolerance is for the request's own deadline
         if best is None or found.least_s > best.least_s:
             best = found

@@ -35,7 +35,7 @@ class _Held:
     def count(self, request: Request) -> None:
         age_s = self._now - request.arrived
         self.oldest_s = max(self.oldest_s, age_s)
-        if not request.lost:
+        if not request.late:
             self.in_time += 1
             self.in_time_oldest_s = max(self.in_time_oldest_s, age_s)
 

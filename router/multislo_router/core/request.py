@@ -36,6 +36,8 @@ class Request:
         "joins_at",
         "kv_reserved",
         "last_token_at",
+        "late",
+        "latest",
         "lost",
         "members",
         "output_tokens_expected",
@@ -45,9 +47,12 @@ class Request:
         "prefill_work_s",
         "prefilled",
         "prompt_tokens",
+        "queued",
         "reserve_share",
+        "second_due",
         "sequences",
         "shares",
+        "slo_due",
         "stage",
         "streaming",
         "tier",
@@ -73,8 +78,14 @@ class Request:
         self.id = id
         self.tier = tier
         self.arrived = arrived
-        self.due = arrived + ttft_s
+        self.slo_due = arrived + ttft_s
         """When its first token is due."""
+        self.second_due = arrived + tier.second * ttft_s
+        """The deadline that it is planned by once the first is out of reach."""
+        self.latest = arrived + tier.latest * ttft_s
+        """When it has waited for as long as its tier lets a request wait."""
+        self.due = self.slo_due
+        """The one of these that it is planned by now."""
         self.tpot_s = tpot_s
         self.prompt_tokens = prompt_tokens
         self.prefill_work_s = 0.0
@@ -89,9 +100,13 @@ class Request:
         self.prefilled = prefilled
         """It came with the KV of its prompt: no engine has to prefill it."""
         self.stage = HELD
+        self.late = False
+        """One of its deadlines is missed, or certain to be: it is planned by its second deadline."""
         self.lost = False
-        """One of its deadlines is missed, or certain to be. It is still served, but nothing is owed to its pace."""
+        """That one is missed too. It is still served, but nothing is owed to its pace."""
         self.attempts = 0
+        self.queued = 0
+        """How often the router has queued it."""
         self.avoid: str | None = None
         """The instance that failed it: not asked again."""
         self.placed_at = arrived
@@ -148,12 +163,25 @@ class Request:
         return sum([gap[0] for gap in gaps]), sum([gap[1] for gap in gaps])
 
     def next_due(self) -> float:
-        """When its next token is due."""
+        """The deadline of its next token that it is planned by."""
         return self.due + self.tokens * self.tpot_s
+
+    def miss(self) -> None:
+        """The deadline that it is planned by is missed, or certain to be: the second one counts, or, where that is missed too or it has
+        begun to decode, nothing more is owed to it."""
+        self.late = True
+        if self.tokens or self.due >= self.second_due:
+            self.lost = True
+        else:
+            self.due = self.second_due
+
+    def is_late_like(self, other: "Request") -> None:
+        """It is planned by the same of its deadlines as the other one."""
+        self.late, self.lost, self.due = other.late, other.lost, other.due
 
     def in_time(self, count: int, now: float) -> int:
         """How many of the next `count` tokens are in time, all received now."""
-        due = self.next_due()
+        due = self.slo_due + self.tokens * self.tpot_s
         if now <= due:
             return count
         if count == 1 or self.tpot_s <= 0.0:

@@ -98,7 +98,7 @@ def room_for_late(instance: Instance, request: Request, now: float) -> Room | No
 def _room_in_stock_queue(instance: Instance, request: Request, now: float) -> Room | None:
     """Follow the engine's queue, iteration by iteration, with the request in it."""
     bookings, pace, queue = instance.bookings, instance.pace, instance.queue
-    if queue.row and queue.work_left_s(bookings, pace, now) > BACKLOG_MAX_S:
+    if queue.row and not request.lost and queue.work_left_s(bookings, pace, now) > BACKLOG_MAX_S:
         return None
     seen = forecast(queue, bookings, pace, request, now)
     own_s = min(request.due - seen.first_token_at, request.due + request.tpot_s - seen.second_token_at)

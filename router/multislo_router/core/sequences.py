@@ -39,7 +39,7 @@ def _sequence(request: Request, index: int, prompt_tokens: int) -> Request:
         -1 - index - IDS * request.id,
         request.tier,
         request.arrived,
-        request.due - request.arrived,
+        request.slo_due - request.arrived,
         request.tpot_s,
         prompt_tokens,
         request.output_tokens_max,
@@ -62,7 +62,7 @@ def admit(request: Request, instance: Instance, now: float) -> None:
         return
     request.stage = PREFILL
     for sequence in request.members:
-        sequence.lost = request.lost
+        sequence.is_late_like(request)
         sequence.placed_at = now
         sequence.ttft_predicted_at = request.ttft_predicted_at
         sequence.iteration_predicted_s = request.iteration_predicted_s

@@ -1,6 +1,7 @@
 """A tier inside the core: its SLO and what its traffic is expected to need. A tier is PolyServe's bin: requests are binned by TPOT.
 What happened to its requests is counted in `counts`."""
 
+from math import inf
 from typing import Final
 
 from multislo_perf.latency import LatencyModel
@@ -12,6 +13,8 @@ MEAN_WEIGHT: Final = 0.02
 """Of one more request in the means of output length and prefill time."""
 ITERATION_LEAST: Final = 2.0
 """No engine keeps a TPOT below this many times an iteration's fixed cost under load, whatever its work."""
+SECOND_DEADLINE: Final = 2.5
+"""A late request is planned by this many times its TTFT. Without it late ones wait for what the others leave: in a full fleet, for ever."""
 RESERVE_HALF_AT: Final = 3.0
 """A prompt that takes so many times the mean must leave half of its slack, where its tier refuses; one of twice that, four fifths."""
 
@@ -27,9 +30,11 @@ class Tier:
         "_prefill_mean_s",
         "config",
         "index",
+        "latest",
         "name",
         "output_tokens_mean",
         "refuses",
+        "second",
         "tpot_s",
         "ttft_s",
     )
@@ -40,6 +45,11 @@ class Tier:
         self.index = index
         self.refuses = config.overload is Overload.REJECT
         """Whether a request that cannot be in time is refused."""
+        queues = config.overload is Overload.QUEUE
+        self.second = min(SECOND_DEADLINE, config.latest) if queues else 1.0
+        """The second deadline of a request whose first is out of reach, as a multiple of its TTFT; 1: it has none."""
+        self.latest = config.latest if queues else inf
+        """For how many times its TTFT a request is held at most."""
         self.ttft_s = config.ttft_s
         self.tpot_s = config.tpot_s
         self.output_tokens_mean = OUTPUT_TOKENS_PRIOR

@@ -177,8 +177,11 @@ class Exchange:
             fields.append(b'"priority":%d' % (place.priority + round(1000 * (time.time() - time.monotonic()))))
         if self._gateway.slo_aware and not scan.has_xargs:
             # The engine has a clock of its own: it is told what is left, not when; below 0, how long it is overdue.
-            left_ms = 1000 * (place.ttft_due - time.monotonic())
-            fields.append(b'"vllm_xargs":{"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f}' % (left_ms, 1000 * place.tpot_s))
+            now = time.monotonic()
+            slo = b'"slo_ttft_ms":%.3f,"slo_tpot_ms":%.3f' % (1000 * (place.ttft_due - now), 1000 * place.tpot_s)
+            if place.second_due > place.ttft_due:
+                slo += b',"slo_late_ttft_ms":%.3f' % (1000 * (place.second_due - now))
+            fields.append(b'"vllm_xargs":{%b}' % slo)
         if self.head.target.route is Route.RESPONSES and scan.service_tier not in OPENAI_SERVICE_TIERS:
             # vLLM refuses a tier's name, in this API only. Of two fields of one name the later counts.
             fields.append(b'"service_tier":"auto"')

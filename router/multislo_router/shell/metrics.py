@@ -117,7 +117,7 @@ METRICS: tuple[Metric, ...] = (
         "multislo_requests_given_up_total",
         "counter",
         "requests",
-        "Held requests whose deadline no instance could meet any more: served late, from what the others leave.",
+        "Held requests whose deadline no instance could meet any more: served late.",
         lambda t: t.given_up,
     ),
     of_tier(

@@ -1,6 +1,8 @@
 """The laws of the core's parts: the ladder is a sorted list, the queue is in deadline order, an SLO finds its tier, and what is
 predicted on prefills alone is what the engine model does."""
 
+from math import inf
+
 import pytest
 from h200_law import LAW
 from hypothesis import example, given, settings
@@ -83,7 +85,9 @@ def test_held_requests_come_in_deadline_order_and_the_lost_ones_behind(asks, mos
             request.stage = Stage.OVER
             pending.leave()
         elif fate.startswith("lost"):
-            pending.give_up(request)
+            request.late = request.lost = True
+            pending.leave()
+            pending.hold(request, inf)
 
     def in_order(*fates: str) -> list[int]:
         chosen = [(due, id) for id, (due, fate) in enumerate(asks) if fate in fates]

@@ -174,12 +174,46 @@ def test_a_lost_request_waits_behind_one_that_can_still_be_in_time(small_fleet):
     assert [(made.request, made.kind) for made in then] == [(2, d.Kind.LATE)]
 
 
+def test_a_late_request_is_planned_by_its_second_deadline(small_fleet):
+    fleet = small_fleet("middle", seqs_max=1)
+    fleet.arrive()
+    fleet.arrive("middle")
+    fleet.wait(0.5)
+    fleet.arrive("loose")
+
+    (first,), (then,) = fleet.end(1), fleet.end(2)
+
+    assert (first.request, first.kind, first.ttft_due, first.second_due) == (2, d.Kind.LATE, 0.3, 0.75)
+    assert (then.request, then.kind) == (3, d.Kind.PROMOTED)
+
+
+def test_only_so_long_is_a_request_held_for_the_sake_of_others(small_fleet):
+    fleet = small_fleet("middle")
+    fleet.arrive(prompt_tokens=100_000)
+    fleet.wait(1.0)
+    fleet.arrive(prompt_tokens=5_000)
+
+    assert fleet.wait(1.3) == []
+    (made,) = fleet.wait(0.2)
+
+    assert (made.request, made.kind) == (2, d.Kind.LATE)
+    assert made.room_s < 0.0
+
+
+def test_best_effort_is_held_for_as_long_as_it_would_make_others_late(small_fleet):
+    fleet = small_fleet("middle", overload=Overload.BEST_EFFORT)
+    fleet.arrive(prompt_tokens=100_000)
+    fleet.wait(1.0)
+    fleet.arrive(prompt_tokens=5_000)
+
+    assert fleet.wait(1.5) == []
+
+
 def test_a_lost_prompt_in_an_engine_that_plans_by_deadlines_takes_no_room_from_those_in_time(small_fleet):
     fleet = small_fleet("middle", scheduler=e.Scheduler.SLO_AWARE)
     fleet.arrive(prompt_tokens=10_000)
     fleet.arrive(prompt_tokens=12_000)
-    fleet.wait(0.5)
-    (lost,) = fleet.tokens(1)
+    (lost,) = fleet.wait(0.8) + fleet.tokens(1)
 
     made = fleet.arrive(prompt_tokens=7_000)
 
