@@ -9,7 +9,7 @@ from statistics import mean
 from multislo_perf.profile import Profile
 from multislo_sim.bound import bound
 from multislo_sim.contenders import Contender, Knob, contender_named
-from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, play
+from multislo_sim.trial import Played, Window, arriving, classed, fleet_of, homes_of, play
 from multislo_sim.workloads.request import Request
 
 LEVELS = (0.90, 0.99)
@@ -21,6 +21,8 @@ SCOUT_STEP = 0.02
 SCOUT_FLATTERS = 0.02
 """It is believed less so much."""
 SCOUTED_STRIDE = 0.02
+LATEST = 3.0
+"""Times the TTFT: a policy whose tail is bounded lets nobody wait for longer."""
 LEAST_OF_BOUND = 0.04
 """Of the bound: below it a goodput is given as 0."""
 
@@ -42,11 +44,13 @@ class Arena:
 
 @dataclass(frozen=True, slots=True)
 class Goodput:
-    """Requests a second at each of `LEVELS`, and every rate that was tried with its attainment."""
+    """Requests a second at each of `LEVELS`, and every rate that was tried with its attainment. `bounded`: at the highest level, with a
+    bounded tail (`bounded_rate`); None where it was not looked for."""
 
     policy: str
     rates: Mapping[float, float]
     tried: Mapping[float, float]
+    bounded: float | None = None
 
 
 def bounds(arena: Arena) -> dict[float, float]:
@@ -126,6 +130,29 @@ def searched(
     )
 
 
+def bounded_rate(arena: Arena, policy: str, knobs: Mapping[str, Knob] | None, found: float) -> float:
+    """The highest rate, up to the `found` one of the highest of `LEVELS`, at which that share is in time and no request of any seed waits
+    for more than `LATEST` times its TTFT."""
+    contender = contender_named(policy)
+    prepared = {seed: classed(arena.lengths, arena.profile, seed)[0] for seed in arena.seeds}
+
+    def holds(step: int) -> bool:
+        if step > 0:
+            return False
+        shares: list[float] = []
+        for seed, requests in prepared.items():
+            played = played_at(arena, contender, knobs, seed, requests, found * (1.0 + arena.step) ** step, 0.0)
+            if played.share == 0.0 or played.latest > LATEST:
+                return False
+            shares.append(played.share)
+        return mean(shares) >= max(LEVELS)
+
+    if found <= 0.0:
+        return 0.0
+    best = highest(holds, 0, lowest(arena.step), max(1, round(SCOUTED_STRIDE / arena.step)))
+    return 0.0 if best is None else found * (1.0 + arena.step) ** best
+
+
 def share_at(
     arena: Arena,
     contender: Contender,
@@ -136,10 +163,22 @@ def share_at(
     least: float,
 ) -> float:
     """The share of the requests in time at a rate; of less than `least` it is only known that it is less."""
+    return played_at(arena, contender, knobs, seed, requests, rate, least).share
+
+
+def played_at(
+    arena: Arena,
+    contender: Contender,
+    knobs: Mapping[str, Knob] | None,
+    seed: int,
+    requests: Sequence[Request],
+    rate: float,
+    least: float,
+) -> Played:
     setup = contender.setup(arena.profile, seed, knobs)
     load = arriving(requests, rate, arena.window.total_s, seed)
     fleet = fleet_of(setup, arena.profile, homes_of(arena.instances, setup.home_shares), load, arena.rejecting)
-    return play(fleet, arena.window, least).share
+    return play(fleet, arena.window, least)
 
 
 def lowest(step: float) -> int:

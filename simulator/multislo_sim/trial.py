@@ -48,6 +48,8 @@ class Played:
     requests: int
     backlog_s: float
     broken_off: bool
+    latest: float
+    """The longest wait for a first token, of an unserved request's so far, as a multiple of its TTFT. Refused ones do not count."""
     ttft_attained: float
     events: int
     records: Sequence[Record]
@@ -141,6 +143,7 @@ def play(fleet: SimulatedFleet, window: Window, floor: float = 0.0) -> Played:
     late = fleet.late_now()
     seen: dict[str, list[bool]] = {"all": []}
     first_in_time = 0
+    latest = 0.0
     for number in counted:
         record = outcome.records[number]
         ttft_s = record.request.ttft_s
@@ -150,9 +153,11 @@ def play(fleet: SimulatedFleet, window: Window, floor: float = 0.0) -> Played:
         seen["all"].append(met)
         seen.setdefault(record.tier, []).append(met)
         first_in_time += ttft_s is not None and record.first_token_s <= ttft_s
+        if ttft_s is not None and record.refused is None:
+            latest = max(latest, min(record.first_token_s, fleet.now - record.request.at_s) / ttft_s)
     attained = {name: sum(met) / len(met) if met else 1.0 for name, met in seen.items()}
     share = first_in_time / max(1, len(counted))
-    return Played(attained, len(counted), backlog_s, broken_off, share, outcome.events, outcome.records, fleet)
+    return Played(attained, len(counted), backlog_s, broken_off, latest, share, outcome.events, outcome.records, fleet)
 
 
 def homes_of(instances: int, shares: Sequence[float] | None = None) -> tuple[str, ...]:

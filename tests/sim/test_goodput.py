@@ -13,7 +13,7 @@ from multislo_perf.profile import load_profile
 from multislo_sim.cli import simulate
 from multislo_sim.contenders import CONTENDERS, contender_named
 from multislo_sim.experiments.goodput import goodput_report
-from multislo_sim.goodput import Arena, bounds, goodput, highest, searched
+from multislo_sim.goodput import Arena, bounded_rate, bounds, goodput, highest, played_at, searched
 from multislo_sim.trial import Window, arriving, classed, fleet_of, homes_of, play
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
 
@@ -123,7 +123,8 @@ def test_the_command_prints_the_stable_shape(tmp_path: Path, monkeypatch: pytest
     result = CliRunner().invoke(simulate, [*asked, "--policies", "round_robin,multislo", "--png", str(png)])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert set(report["policies"]["round_robin"]) == {"p90_rps", "p99_rps"}
+    assert set(report["policies"]["round_robin"]) == {"p90_rps", "p99_rps", "p99_bounded"}
+    assert all(rates["p99_bounded"] <= rates["p99_rps"] for rates in report["policies"].values())
     assert report["ratio"]["p90"]["best_naive"] >= 1.0
     assert {"best_naive", "polyserve", "best_rival"} <= set(report["ratio"]["p99"])
     assert 0.5 < report["share_of_bound"]["p90"] <= 1.0
@@ -146,3 +147,30 @@ def test_a_report_is_plain_json() -> None:
     again = json.loads(json.dumps(report))
     assert again["ratio"]["p99"] == dict.fromkeys(("best_naive", "vllm_default", "polyserve", "best_rival"))
     assert set(again["share_of_bound"]) == {"p90", "p99"}
+
+
+def test_the_tail_of_a_goodput_is_bounded_for_all_that_count() -> None:
+    arena = Arena(PROFILE, LENGTHS, 4, (1, 2), SHORT, 0.1)
+    most = goodput(arena, "multislo", levels=(0.99,)).rates[0.99]
+
+    rate = bounded_rate(arena, "multislo", None, most)
+
+    assert 0.0 < rate <= most
+    contender = contender_named("multislo")
+    for seed in arena.seeds:
+        requests = classed(LENGTHS, PROFILE, seed)[0]
+        played = played_at(arena, contender, None, seed, requests, rate, 0.0)
+        counted = [r for r in played.records if SHORT.warmup_s <= r.request.at_s < SHORT.warmup_s + SHORT.measured_s]
+        waits = [(min(r.first_token_s, SHORT.total_s - r.request.at_s), r.request.ttft_s) for r in counted]
+        assert all(waited_s <= 3.0 * ttft_s for waited_s, ttft_s in waits if ttft_s is not None)
+    assert bounded_rate(arena, "multislo", None, 0.0) == 0.0
+
+
+def test_a_request_that_nobody_serves_is_late_by_what_it_has_waited() -> None:
+    arena = Arena(PROFILE, LENGTHS, 1, (1,), SHORT)
+    requests = classed(LENGTHS, PROFILE, 1)[0]
+
+    swamped = played_at(arena, contender_named("multislo"), None, 1, requests, 500.0, 0.0)
+
+    assert any(r.first_token_s > 1e9 for r in swamped.records)
+    assert 3.0 < swamped.latest < 1e3
