@@ -124,7 +124,7 @@ class LockstepBookings(Bookings):
     def _take_late(self, request: Request, now: float) -> None:
         tokens = self._ahead - self._behind[request.id]
         if tokens > 0:
-            request.tokens_met += request.in_time(tokens, now)
+            request.judge(tokens, now)
             request.tokens += tokens
             request.last_token_at = now
             self._behind[request.id] = self._ahead

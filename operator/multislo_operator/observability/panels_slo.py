@@ -65,6 +65,17 @@ OVERVIEW = Row(
             least=None,
         ),
         Panel(
+            "First tokens: how many times their SLO, p99.9",
+            "Time to first token over the request's own SLO. Attainment does not show by how much the others miss.",
+            [Query(quantile(0.999, of_tier("multislo_time_to_first_token_slo_ratio_bucket"), OF_TIER), TIER)],
+        ),
+        Panel(
+            "Latest token of a request, p99.9",
+            "By how much it missed its deadline.",
+            [Query(quantile(0.999, of_tier("multislo_request_lateness_seconds_bucket"), OF_TIER), TIER)],
+            unit="s",
+        ),
+        Panel(
             "Burn rate of the error budget",
             "Share missed over the share that the goal allows. The alerts look at this one over 5 m to 3 d.",
             [Query(burn_rate("$window"), TIER)],

@@ -175,7 +175,8 @@ class Admissions:
                     self.counts_of(request).saw_first_token(request)
             elif not request.streaming:
                 request.tokens = request.tokens_met = 0
-                request.tokens_met = request.in_time(tokens, now)
+                request.late_most_s = 0.0
+                request.judge(tokens, now)
                 request.tokens = tokens
         if request.tokens and outcome is COMPLETED:
             request.tier.saw_output(max(1, request.tokens // request.sequences))

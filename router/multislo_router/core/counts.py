@@ -20,6 +20,10 @@ RECENT_MAX: Final = 4096
 _TTFT_EDGES: Final[tuple[float, ...]] = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0, 40.0)
 _TPOT_EDGES: Final[tuple[float, ...]] = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 _QUEUE_EDGES: Final[tuple[float, ...]] = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 10.0, 40.0)
+_RATIO_EDGES: Final[tuple[float, ...]] = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 30.0, 100.0)
+_LATE_EDGES: Final[tuple[float, ...]] = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0)
+_RATIO_MAX: Final = 1e6
+"""Of a request that came with its deadline passed, or with none of its own time."""
 _ERROR_EDGES: Final[tuple[float, ...]] = (
     *(-1.0, -0.5, -0.25, -0.1, -0.05, -0.02, 0.0),
     *(0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
@@ -48,6 +52,8 @@ class TierCounts:
         self.queue = Histogram(tuple([edge * ttft_s for edge in _QUEUE_EDGES]))
         self.ttft_error = Histogram(tuple([edge * ttft_s for edge in _ERROR_EDGES]))
         self.tpot_error = Histogram(tuple([edge * tpot_s for edge in _ERROR_EDGES]))
+        self.ttft_ratio = Histogram(_RATIO_EDGES)
+        self.late_most = Histogram(_LATE_EDGES)
         self._rate_at = 0.0
         self._arrivals = 0.0
         self._work = 0.0
@@ -78,7 +84,10 @@ class TierCounts:
             self._rate_at = now
 
     def saw_first_token(self, request: Request) -> None:
-        self.ttft.observe(request.first_token_at - request.arrived)
+        ttft_s = request.first_token_at - request.arrived
+        slo_s = request.slo_due - request.arrived
+        self.ttft.observe(ttft_s)
+        self.ttft_ratio.observe(min(ttft_s / slo_s, _RATIO_MAX) if slo_s > 0.0 else _RATIO_MAX)
         self.ttft_error.observe(request.first_token_at - request.ttft_predicted_at)
 
     def settle(self) -> None:
@@ -107,6 +116,8 @@ class TierCounts:
             self.requests_met += 1
         else:
             self.requests_missed += 1
+        if request.tokens:
+            self.late_most.observe(request.late_most_s)
         ttft = tpot = None
         if request.tokens and request.streaming:
             ttft = request.first_token_at - request.arrived

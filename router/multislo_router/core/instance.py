@@ -141,7 +141,7 @@ class Instance:
             self._first_token(request, now)
         elif ended and request.tokens and not self.queue.row and pace.boundary_at >= pace.prefill_ended_at:
             pace.saw_decodes(gap_s / count)
-        request.tokens_met += request.in_time(count, now)
+        request.judge(count, now)
         if now > request.next_due():
             self.bookings.missed(request)
         self.bookings.received(request, count, now)

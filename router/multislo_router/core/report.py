@@ -88,6 +88,8 @@ def _tier_status(tier: Tier, counts: TierCounts, held: _Held, now: float) -> Tie
         ttft=counts.ttft,
         tpot=counts.tpot,
         queue=counts.queue,
+        ttft_ratio=counts.ttft_ratio,
+        late_most=counts.late_most,
         ttft_error=counts.ttft_error,
         tpot_error=counts.tpot_error,
         recent=counts.recent(now),

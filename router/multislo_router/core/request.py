@@ -37,6 +37,7 @@ class Request:
         "kv_reserved",
         "last_token_at",
         "late",
+        "late_most_s",
         "latest",
         "lost",
         "members",
@@ -102,6 +103,8 @@ class Request:
         self.stage = HELD
         self.late = False
         """One of its deadlines is missed, or certain to be: it is planned by its second deadline."""
+        self.late_most_s = 0.0
+        """By how much its latest token has missed its SLO."""
         self.lost = False
         """That one is missed too. It is still served, but nothing is owed to its pace."""
         self.attempts = 0
@@ -179,12 +182,15 @@ class Request:
         """It is planned by the same of its deadlines as the other one."""
         self.late, self.lost, self.due = other.late, other.lost, other.due
 
-    def in_time(self, count: int, now: float) -> int:
-        """How many of the next `count` tokens are in time, all received now."""
-        due = self.slo_due + self.tokens * self.tpot_s
-        if now <= due:
-            return count
-        if count == 1 or self.tpot_s <= 0.0:
-            return 0
-        late = ceil((now - due) / self.tpot_s)
-        return count - late if late < count else 0
+    def judge(self, count: int, now: float) -> None:
+        """Count those of the next `count` tokens that are in time, all received now; the first of them is the latest."""
+        late_s = now - (self.slo_due + self.tokens * self.tpot_s)
+        if late_s <= 0.0:
+            self.tokens_met += count
+            return
+        if late_s > self.late_most_s:
+            self.late_most_s = late_s
+        if count > 1 and self.tpot_s > 0.0:
+            late = ceil(late_s / self.tpot_s)
+            if late < count:
+                self.tokens_met += count - late

@@ -99,6 +99,7 @@ def sum_up(request: Request, tokens: int, now: float) -> None:
     if not request.streaming:
         for sequence in members:
             sequence.tokens = sequence.tokens_met = 0
+            sequence.late_most_s = 0.0
             sequence.last_token_at = now
     told = [sequence for sequence in members if sequence.tokens or not request.streaming]
     unseen = tokens - sum([sequence.tokens for sequence in told])
@@ -106,8 +107,9 @@ def sum_up(request: Request, tokens: int, now: float) -> None:
         each, more = divmod(unseen, len(told))
         for index, sequence in enumerate(told):
             count = each + 1 if index < more else each
-            sequence.tokens_met += sequence.in_time(count, sequence.last_token_at)
+            sequence.judge(count, sequence.last_token_at)
             sequence.tokens += count
     request.tokens = sum([sequence.tokens for sequence in members])
     request.tokens_met = sum([sequence.tokens_met for sequence in members])
+    request.late_most_s = max([sequence.late_most_s for sequence in members])
     request.first_token_at = max([sequence.first_token_at for sequence in members])

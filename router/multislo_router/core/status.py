@@ -68,6 +68,10 @@ class TierStatus:
     tpot: Histogram
     queue: Histogram
     """Seconds held in the router before placement."""
+    ttft_ratio: Histogram
+    """Seconds to the first token over the request's own SLO."""
+    late_most: Histogram
+    """By how many seconds the latest token of a request missed its deadline; 0: none did."""
     ttft_error: Histogram
     """Actual less predicted seconds to the first token; signed."""
     tpot_error: Histogram

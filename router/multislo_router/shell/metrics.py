@@ -166,6 +166,20 @@ METRICS: tuple[Metric, ...] = (
         lambda t: t.queue,
     ),
     of_tier(
+        "multislo_time_to_first_token_slo_ratio",
+        "histogram",
+        "ratio",
+        "Time to first token over the request's own SLO: above 1 it was late, by so many times.",
+        lambda t: t.ttft_ratio,
+    ),
+    of_tier(
+        "multislo_request_lateness_seconds",
+        "histogram",
+        "seconds",
+        "By how much the latest token of a request missed its deadline; 0 where all were in time.",
+        lambda t: t.late_most,
+    ),
+    of_tier(
         "multislo_time_to_first_token_error_seconds",
         "histogram",
         "seconds",

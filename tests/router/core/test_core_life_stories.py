@@ -211,3 +211,32 @@ def test_what_an_event_costs_does_not_grow_with_the_fleet(small_fleet, placement
 
     small, large = costs
     assert large == small
+
+
+def test_how_late_a_request_was_is_told_by_its_own_slo(small_fleet):
+    fleet = small_fleet("middle")
+    fleet.arrive(ttft_s=0.1, tpot_s=0.05)
+    for fleet.now in (0.25, 0.26, 0.5):  # due at .1, .15 and .2
+        fleet.tokens(1)
+    fleet.end(1)
+    fleet.arrive()
+    for fleet.now in (0.6, 0.65):
+        fleet.tokens(2)
+    fleet.end(2)
+
+    counts = fleet.tier("middle")
+    assert counts.ttft_ratio.sum == pytest.approx(2.5 + 0.1 / 0.3)
+    assert sum(counts.ttft_ratio.counts) == sum(counts.late_most.counts) == 2
+    assert counts.late_most.sum == pytest.approx(0.3)
+    assert counts.late_most.counts[0] == 1
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_an_answer_in_one_piece_is_as_late_as_its_first_token(small_fleet, choices):
+    fleet = small_fleet("middle")
+    fleet.arrive(ttft_s=0.1, tpot_s=0.05, streaming=False, choices=choices)
+    fleet.now = 1.1
+    fleet.end(1, tokens=4 * choices)
+
+    counts = fleet.tier("middle")
+    assert counts.late_most.sum == pytest.approx(1.0)
