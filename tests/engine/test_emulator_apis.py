@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -19,8 +20,8 @@ CONFIG = EmulatorConfig(latency=LAW, belief=LAW, model="llama", kv_tokens_max=16
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[EmulatorApp, str, aiohttp.ClientSession]]:
-    app = EmulatorApp(CONFIG)
+async def serving(config: EmulatorConfig = CONFIG) -> AsyncIterator[tuple[EmulatorApp, str, aiohttp.ClientSession]]:
+    app = EmulatorApp(config)
     runner = web.AppRunner(app.application(), handler_cancellation=True, access_log=None)
     await runner.setup()
     try:
@@ -84,6 +85,25 @@ async def test_answers_without_a_limit_end_each_at_its_own_time() -> None:
         sum(len(choice["message"]["content"].split()) for choice in body["choices"])
         == body["usage"]["completion_tokens"]
     )
+
+
+async def test_no_token_comes_before_the_headers_however_quick_the_engine_is() -> None:
+    # While its second prompt is taken in, tokens of the first are due already, as on a machine that is slow.
+    quick = replace(CONFIG, latency=LAW.slower(1e-9))
+    document = {"model": "llama", "prompt": ["a", "b"], "n": 3, "max_tokens": 5, "stream": True}
+    async with serving(quick) as (_, url, session):
+        for _ in range(20):
+            async with session.post(url + "/v1/completions", json=document) as response:
+                assert response.status == 200
+                text = await response.text()
+            assert text.endswith("data: [DONE]\n\n")
+            words = [choice["text"].split() for choice in choices_of(text)]
+            assert sum(map(len, words)) == 6 * 5
+
+
+def choices_of(text: str) -> list[Any]:
+    documents = [json.loads(block.removeprefix("data: ")) for block in text.split("\n\n")[:-2]]
+    return [choice for document in documents for choice in document["choices"]]
 
 
 async def test_a_client_that_leaves_frees_all_of_its_sequences() -> None:

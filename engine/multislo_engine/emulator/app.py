@@ -223,8 +223,7 @@ class EmulatorApp:
             StreamSink(reply, index, transport, "length" if limited else "stop", chunked)
             for index, (_, limited) in enumerate(lengths)
         ]
-        # Submitted before the headers are sent: a full queue is a status, not a broken stream. No token comes before the
-        # headers: prepare() writes them in this very turn of the event loop.
+        # Submitted before the headers are sent: a full queue is a status, not a broken stream.
         numbers = self._submit(sinks, ask, lengths)
         try:
             response = web.StreamResponse(headers=headers)
@@ -233,6 +232,8 @@ class EmulatorApp:
             if chunked:
                 response.enable_chunked_encoding()
             await response.prepare(request)
+            for sink in sinks:
+                sink.begun = True
 
             async def last_piece(sink: StreamSink) -> None:
                 await sink.over.wait()

@@ -45,6 +45,7 @@ class StreamSink:
         "_reply",
         "_sent",
         "_transport",
+        "begun",
         "finish_reason",
         "over",
         "tokens",
@@ -61,6 +62,8 @@ class StreamSink:
         self._transport = transport
         self._chunked = chunked
         self._sent = 0
+        self.begun = False
+        """The headers are written: tokens that came before them follow with the next one."""
         halves = reply.halves(index)
         self._halves = framed_halves(*halves) if chunked and halves is not None else halves
 
@@ -70,7 +73,7 @@ class StreamSink:
             self.over.set()  # the rest is the handler's, who can wait for a slow client
             return
         transport = self._transport
-        if transport.get_write_buffer_size() > BUFFERED_MAX or transport.is_closing():
+        if not self.begun or transport.get_write_buffer_size() > BUFFERED_MAX or transport.is_closing():
             return
         halves = self._halves
         if halves is not None and self._sent == index and index:
