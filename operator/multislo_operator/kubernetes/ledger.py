@@ -53,8 +53,9 @@ def as_planned(
 
 
 def _goes_on(pod: EnginePod, home: Workload, to: Workload | None) -> bool:
-    """Not where it has arrived, nor where a roll-out has come between."""
-    return to is not None and to.tier != home.tier and not to.rolling and not home.rolling
+    """Not where it has arrived, nor where a roll-out has come between. A controller that has not seen the count that was raised for
+    it is no roll-out: the move waits."""
+    return to is not None and to.tier != home.tier and not to.outdated and not home.outdated
 
 
 def _arrived(pod: EnginePod, to: Workload, at: datetime) -> EnginePod:
@@ -63,7 +64,7 @@ def _arrived(pod: EnginePod, to: Workload, at: datetime) -> EnginePod:
 
 
 def _owed(workload: Workload, count: Count | None, at: datetime) -> int:
-    if count is None or workload.rolling or workload.kept_outside(at) or workload.never_scaled:
+    if count is None or workload.outdated or workload.kept_outside(at) or workload.never_scaled:
         return 0
     return max(0, workload.replicas - count.target) if workload.replicas in count.replicas else 0
 
@@ -78,7 +79,7 @@ def move(draft: Draft, pods: Sequence[EnginePod]) -> None:
     }
     for pod in pods:
         to = draft.moving.get(pod.name)
-        if to is not None and room[to] > 0:
+        if to is not None and room[to] > 0 and draft.workloads[pod.tier].settled:
             draft.move(pod, draft.workloads[to])
             room[to] -= 1
 

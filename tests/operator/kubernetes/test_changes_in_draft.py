@@ -80,8 +80,33 @@ def test_a_move_ends_where_its_pod_has_arrived_or_a_roll_out_has_come_between() 
     on_the_way = Ledger(moving={"b": "fast"})
     fast = workload(pod("b", tier="fast"), tier="fast", replicas=1)
     assert ledger.as_planned({"fast": fast, "batch": workload()}, on_the_way, AT)[1] == {}
-    unsettled = replace(workload(tier="fast", replicas=1), settled=False)
-    assert ledger.as_planned({"fast": unsettled, "batch": workload(pod("b"))}, on_the_way, AT)[1] == {}
+    to = workload(tier="fast", replicas=1)
+    rolling = replace(workload(pod("b")), template_hash="newer")
+    assert ledger.as_planned({"fast": to, "batch": rolling}, on_the_way, AT)[1] == {}
+
+
+def test_a_move_waits_while_a_controller_has_not_seen_the_count_that_was_raised_for_it() -> None:
+    on_the_way = Ledger(moving={"b": "fast"})
+    home, to = workload(pod("a"), pod("b")), workload(tier="fast", replicas=1)
+    for unseen in (
+        {"fast": replace(to, settled=False), "batch": home},
+        {"fast": to, "batch": replace(home, settled=False)},
+    ):
+        found, moving = ledger.as_planned(unseen, on_the_way, AT)
+        assert moving == {"b": "fast"}
+        assert found["fast"].to_come == 0, "else another one is started in its place"
+        draft = Draft(found, AT, moving=moving)
+        ledger.move(draft, home.running)
+        assert [change for change in draft.changes() if isinstance(change, PatchPod)] == []
+        assert ledger.kept(draft).moving == on_the_way.moving
+
+
+def test_what_is_still_to_be_lowered_is_not_forgotten_while_a_controller_has_not_seen_a_count() -> None:
+    owing = Ledger(counts={"batch": Count(1, (2, 2))})
+    unseen = replace(workload(pod("a")), settled=False)
+    found, _ = ledger.as_planned({"batch": unseen}, owing, AT)
+    assert (found["batch"].owed, found["batch"].to_come) == (1, 0)
+    assert ledger.kept(Draft(found, AT)).counts["batch"].target == 1
 
 
 def test_an_old_instance_on_its_way_into_the_warm_pool_is_new_there() -> None:
