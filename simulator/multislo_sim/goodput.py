@@ -68,7 +68,7 @@ def goodput(
     prepared = {seed: classed(arena.lengths, arena.profile, seed)[0] for seed in arena.seeds}
 
     def share(seed: int, rate: float, least: float) -> float:
-        return share_at(arena, contender, knobs, seed, prepared[seed], rate, least)
+        return played_at(arena, contender, knobs, seed, prepared[seed], rate, least).share
 
     starts = None
     if arena.window.total_s > 2.0 * SCOUT.total_s:
@@ -85,7 +85,7 @@ def searched(
     levels: Sequence[float] = LEVELS,
     starts: Mapping[float, float] | None = None,
 ) -> Goodput:
-    """The search itself: `share(seed, rate, least)` is what `share_at` says; `starts` are rates near which a level's goodput is believed
+    """The search itself: `share(seed, rate, least)` is that of `played_at`; `starts` are rates near which a level's goodput is believed
     to be. The attainment at a rate is the mean over the seeds."""
     ceiling = ceilings[LEVELS[0]]
     tried: dict[int, float] = {}
@@ -141,7 +141,7 @@ def bounded_rate(arena: Arena, policy: str, knobs: Mapping[str, Knob] | None, fo
             return False
         shares: list[float] = []
         for seed, requests in prepared.items():
-            played = played_at(arena, contender, knobs, seed, requests, found * (1.0 + arena.step) ** step, 0.0)
+            played = played_at(arena, contender, knobs, seed, requests, found * (1.0 + arena.step) ** step)
             if played.share == 0.0 or played.latest > LATEST:
                 return False
             shares.append(played.share)
@@ -153,19 +153,6 @@ def bounded_rate(arena: Arena, policy: str, knobs: Mapping[str, Knob] | None, fo
     return 0.0 if best is None else found * (1.0 + arena.step) ** best
 
 
-def share_at(
-    arena: Arena,
-    contender: Contender,
-    knobs: Mapping[str, Knob] | None,
-    seed: int,
-    requests: Sequence[Request],
-    rate: float,
-    least: float,
-) -> float:
-    """The share of the requests in time at a rate; of less than `least` it is only known that it is less."""
-    return played_at(arena, contender, knobs, seed, requests, rate, least).share
-
-
 def played_at(
     arena: Arena,
     contender: Contender,
@@ -173,8 +160,9 @@ def played_at(
     seed: int,
     requests: Sequence[Request],
     rate: float,
-    least: float,
+    least: float = 0.0,
 ) -> Played:
+    """A contender at a rate; with less than `least` of the requests in time it is only known that it is less."""
     setup = contender.setup(arena.profile, seed, knobs)
     load = arriving(requests, rate, arena.window.total_s, seed)
     fleet = fleet_of(setup, arena.profile, homes_of(arena.instances, setup.home_shares), load, arena.rejecting)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multislo_sim.contenders import Contender, Knob, contender_named
-from multislo_sim.goodput import LEVELS, Arena, bounds, highest, lowest, share_at
+from multislo_sim.goodput import LEVELS, Arena, bounds, highest, lowest, played_at
 from multislo_sim.trial import classed
 
 PASSES_MAX = 2
@@ -76,7 +76,8 @@ class _Search:
                 if least > 1.0:
                     break
                 self.runs += 1
-                shares.append(share_at(self.arena, self.contender, knobs, seed, requests, self.rate(step), least))
+                played = played_at(self.arena, self.contender, knobs, seed, requests, self.rate(step), least)
+                shares.append(played.share)
             known = (sum(shares) / len(self._prepared), floor)
             self._shares[key] = known
         return known[0]

@@ -13,7 +13,7 @@ from multislo_sim.experiments.ablation import ablation_report, ablation_table
 from multislo_sim.experiments.beliefs import WRONGS, share_believing
 from multislo_sim.experiments.burst import BEFORE_S, BURST_S, burst_arrivals, burst_report
 from multislo_sim.experiments.sizes import sizes_report, sizes_table
-from multislo_sim.goodput import Arena, Goodput, share_at
+from multislo_sim.goodput import Arena, Goodput, played_at
 from multislo_sim.trial import Window, classed
 from multislo_sim.workloads.shapes import shape_named, shaped_lengths
 
@@ -26,13 +26,13 @@ SHORT = Window(2.0, 3.0, 0.5)
 @pytest.mark.parametrize("part", WHAT)
 def test_multislo_serves_an_easy_load_without_any_of_its_parts(part: str) -> None:
     arena = Arena(PROFILE, LENGTHS, 4, (1,), SHORT, 0.1)
-    assert share_at(arena, ablated(part), None, 1, REQUESTS, 40.0, 0.0) > 0.7
+    assert played_at(arena, ablated(part), None, 1, REQUESTS, 40.0).share > 0.7
 
 
 def test_without_spending_slack_less_is_in_time_at_a_high_load() -> None:
     arena = Arena(PROFILE, LENGTHS, 4, (1,), Window(6.0, 6.0, 1.0), 0.1)
     full, without = [
-        share_at(arena, ablated(part), None, 1, REQUESTS, 112.0, 0.0) for part in ("full", "no slack spent")
+        played_at(arena, ablated(part), None, 1, REQUESTS, 112.0).share for part in ("full", "no slack spent")
     ]
     assert without < full
 

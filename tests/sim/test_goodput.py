@@ -159,7 +159,7 @@ def test_the_tail_of_a_goodput_is_bounded_for_all_that_count() -> None:
     contender = contender_named("multislo")
     for seed in arena.seeds:
         requests = classed(LENGTHS, PROFILE, seed)[0]
-        played = played_at(arena, contender, None, seed, requests, rate, 0.0)
+        played = played_at(arena, contender, None, seed, requests, rate)
         counted = [r for r in played.records if SHORT.warmup_s <= r.request.at_s < SHORT.warmup_s + SHORT.measured_s]
         waits = [(min(r.first_token_s, SHORT.total_s - r.request.at_s), r.request.ttft_s) for r in counted]
         assert all(waited_s <= 3.0 * ttft_s for waited_s, ttft_s in waits if ttft_s is not None)
@@ -170,7 +170,7 @@ def test_a_request_that_nobody_serves_is_late_by_what_it_has_waited() -> None:
     arena = Arena(PROFILE, LENGTHS, 1, (1,), SHORT)
     requests = classed(LENGTHS, PROFILE, 1)[0]
 
-    swamped = played_at(arena, contender_named("multislo"), None, 1, requests, 500.0, 0.0)
+    swamped = played_at(arena, contender_named("multislo"), None, 1, requests, 500.0)
 
     assert any(r.first_token_s > 1e9 for r in swamped.records)
     assert 3.0 < swamped.latest < 1e3
