@@ -152,7 +152,9 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start(manifest: dict[str, Any], *options: str) -> Running:
-        started.append(Running(tmp_path, manifest, *options))
+        folder = tmp_path / f"up-{len(started)}"  # its own: two at once would write into one file
+        folder.mkdir()
+        started.append(Running(folder, manifest, *options))
         return started[-1]
 
     yield start

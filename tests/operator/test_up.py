@@ -277,11 +277,12 @@ def test_a_file_that_the_router_cannot_read_is_told_before_an_engine_starts(
     tokenizer.write_text("{}")
     with_tokenizer = {**manifest, "spec": {**manifest["spec"], "model": {"name": "m", "tokenizer": str(tokenizer)}}}
 
-    for fleet, named in (
-        (up(manifest, "--api-key-file", str(keys)), keys),
-        (up(manifest, "--api-key-file", str(tmp_path / "nowhere")), "nowhere"),
-        (up(with_tokenizer), f'spec.model.tokenizer: "{tokenizer}" must be a tokenizer.json'),
+    for given, options, named in (
+        (manifest, ("--api-key-file", str(keys)), keys),
+        (manifest, ("--api-key-file", str(tmp_path / "nowhere")), "nowhere"),
+        (with_tokenizer, (), f'spec.model.tokenizer: "{tokenizer}" must be a tokenizer.json'),
     ):
+        fleet = up(given, *options)
         assert fleet.exit_code() == 1
         (failed,) = fleet.events("failed")
         assert str(named) in failed["text"]
