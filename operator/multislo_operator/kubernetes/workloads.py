@@ -76,8 +76,9 @@ class Workload:
 
     @property
     def room(self) -> int:
-        """Pods that its ReplicaSet can adopt without one of those that run having to go."""
-        return 0 if self.places is None or not self.settled else self.places - self.held
+        """Pods that its ReplicaSet can adopt without one of those that run having to go. None before its first count is written: the
+        ReplicaSet has a place by the API server's default, and would lose it to a first count of 0."""
+        return 0 if self.places is None or self.never_scaled or not self.settled else self.places - self.held
 
     @property
     def droppable(self) -> int:

@@ -130,9 +130,9 @@ HAPPENINGS = (
 )  # fmt: skip
 
 
-FOUND = (22, 122, 236, 241, 530)
+FOUND = (22, 122, 236, 241, 530, 5030)
 """Lives in which something once broke: the budget by what a vanished tier left, a superseded template, a move without its raise, an
-instance that the controller took for unready, the older of two old templates."""
+instance that the controller took for unready, the older of two old templates, a move into a Deployment whose first count failed."""
 
 
 @pytest.mark.parametrize("seed", sorted({*range(LIVES), *FOUND}))
