@@ -102,7 +102,7 @@ def _begin(draft: Draft, rolling: list[Workload], loads: Mapping[str, float], sp
     if _is_under_way(draft, spare):
         return None
     for workload in rolling:
-        offered = [pod for pod in _successors(workload) if pod.gated]
+        offered = [pod for pod in _successors(workload) if pod.gated or pod.containers_ready]
         ages = workload.ages
         old = sorted(
             workload.outdated,
@@ -148,5 +148,9 @@ def _broken(successors: list[EnginePod]) -> str | None:
 
 
 def holds_back(workload: Workload, pod: EnginePod) -> bool:
-    """Whether a new pod that answers must wait with being counted as ready, until the one that it replaces is empty."""
-    return bool(_victims(workload)) and workload.is_current(pod)
+    """Whether a new pod that answers must wait with being counted as ready: until the one that it replaces is empty, and before that one is
+    chosen. The Deployment controller takes an old one as soon as more are ready than the replicas ask for."""
+    if not workload.is_current(pod):
+        return False
+    serving = sum(other.alive and other.serving for other in workload.pods)
+    return bool(_victims(workload)) or (bool(workload.outdated) and serving >= workload.replicas)

@@ -66,8 +66,9 @@ class Workload:
 
     @property
     def instances(self) -> list[EnginePod]:
-        """Running ones without those that a roll-out is about to replace: their successors are counted in their place."""
-        return [pod for pod in self.running if not pod.replaced]
+        """Running ones without those that a roll-out is about to replace: their successors are counted in their place. One whose template
+        is the present one again is not replaced, whatever its mark still says."""
+        return [pod for pod in self.running if not pod.replaced or self.is_current(pod)]
 
     @property
     def to_come(self) -> int:

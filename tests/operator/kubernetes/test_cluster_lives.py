@@ -130,9 +130,10 @@ HAPPENINGS = (
 )  # fmt: skip
 
 
-FOUND = (22, 122, 236, 241, 530, 5030)
+FOUND = (22, 122, 236, 241, 530, 5030, 5093)
 """Lives in which something once broke: the budget by what a vanished tier left, a superseded template, a move without its raise, an
-instance that the controller took for unready, the older of two old templates, a move into a Deployment whose first count failed."""
+instance that the controller took for unready, the older of two old templates, a move into a Deployment whose first
+count failed, a template that comes back amid its roll-out."""
 
 
 @pytest.mark.parametrize("seed", sorted({*range(LIVES), *FOUND}))

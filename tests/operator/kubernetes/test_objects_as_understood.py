@@ -146,9 +146,13 @@ def test_replicas_can_be_lowered_by_as_many_gated_pods_as_there_are() -> None:
 
 
 def test_an_instance_that_is_to_be_replaced_is_counted_as_its_successor() -> None:
-    found = workload(pod("a", annotations={names.REPLACED: "true"}), pod("b"))
+    found = workload(pod("a", hash="old", annotations={names.REPLACED: "true"}), pod("b"))
     assert [one.name for one in found.instances] == ["b"]
     assert found.to_come == 1
+
+
+def test_an_instance_whose_template_is_back_is_not_to_be_replaced() -> None:
+    assert workload(pod("a", annotations={names.REPLACED: "true"}), pod("b")).to_come == 0
 
 
 def test_pods_that_have_ended_or_are_being_deleted_are_no_instances() -> None:
