@@ -125,6 +125,8 @@ class LockstepBookings(Bookings):
         tokens = self._ahead - self._behind[request.id]
         if tokens > 0:
             request.judge(tokens, now)
+            if now > request.next_due():
+                self.missed(request)
             request.tokens += tokens
             request.last_token_at = now
             self._behind[request.id] = self._ahead

@@ -2,7 +2,7 @@
 
 import pytest
 from h200_law import LAW
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from multislo_router.core import events as e
@@ -25,6 +25,15 @@ TIERS = (TierConfig("tight", 0.15, 0.02), TierConfig("middle", 0.3, 0.05), TierC
 CONFIG = CoreConfig(TIERS, "middle", LAW, EngineLimits(400_000, 64))
 
 
+SECOND_MISSED = [
+    (0.012, set(), "arrive", 3),
+    *[(0.012, set(), "", 1)] * 9,
+    (0.031, set(), "", 1),
+    (0.012, set(), "first", 1),
+]
+"""Its first token is a millisecond late; its second deadline is missed while it decodes."""
+
+
 def booked(instance: Instance) -> dict[int, tuple[int, int, bool]]:
     instance.refresh(instance.refreshed_at)
     return {r.id: (r.tokens, r.tokens_met, r.lost) for r in instance.bookings.decodes.values()}
@@ -32,6 +41,7 @@ def booked(instance: Instance) -> dict[int, tuple[int, int, bool]]:
 
 @settings(max_examples=300)
 @given(STEPS)
+@example([*SECOND_MISSED, *[(0.08, set(), "", 1)] * 5])
 def test_an_iteration_in_one_event_books_what_its_tokens_book(steps) -> None:
     whole, single = LockstepCore(CONFIG), RouterCore(CONFIG)
     now, arrivals = 1.0, 0
