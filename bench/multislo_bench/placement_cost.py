@@ -14,7 +14,7 @@ from multislo_perf.profile import load_profile
 from multislo_perf.sizing import batch_tokens
 from multislo_router.core import events
 from multislo_router.core.config import CoreConfig, EngineLimits, Placement, TierConfig
-from multislo_router.core.decisions import Hold, Place, Refuse
+from multislo_router.core.decisions import Decision, Place
 from multislo_router.core.instance import Instance
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import PLACEMENTS, Choice, Homes, PlaceBy, kind_on
@@ -158,7 +158,7 @@ class BusyFleet:
             self._carry_out(decision, lengths.prompt_tokens, lengths.output_tokens)
         return took
 
-    def _carry_out(self, decision: Place | Hold | Refuse, prompt_tokens: int, output_tokens: int) -> None:
+    def _carry_out(self, decision: Decision, prompt_tokens: int, output_tokens: int) -> None:
         if isinstance(decision, Place):
             self._engines[decision.instance].prefills.append([decision.request, prompt_tokens, output_tokens])
 

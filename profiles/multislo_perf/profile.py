@@ -40,6 +40,15 @@ class Profile:
     startup_s: float
 
 
+KV_FACTOR_MAX = 2.0
+"""Engines of one profile are given more or less memory, but not so many times more or less."""
+
+
+def is_another_size(kv_tokens: int, kv_tokens_profile: int) -> bool:
+    """Whether the KV cache of an engine, in tokens, is so far from the profile's that the profile is probably another engine's."""
+    return max(kv_tokens, kv_tokens_profile) >= KV_FACTOR_MAX * min(kv_tokens, kv_tokens_profile)
+
+
 def _between(low: float, high: float) -> AfterValidator:
     """Both ends of the legal range in one message."""
 

@@ -39,7 +39,7 @@ _TYPES: Final[dict[str, Any]] = {
     "tier": str | None,
     **dict.fromkeys(("request", "tokens", "sequence", "choices", "prompt_tokens", "epoch"), int),
     **dict.fromkeys(("running", "waiting", "kv_tokens"), int),
-    **dict.fromkeys(("output_tokens_max", "batch_tokens"), int | None),
+    **dict.fromkeys(("output_tokens_max", "batch_tokens", "kv_tokens_max", "tokens_total"), int | None),
     **dict.fromkeys(("streaming", "prefilled"), bool),
     "prompts": tuple[int, ...],
     "outcome": Outcome,
@@ -171,7 +171,7 @@ def read_line(text: bytes) -> Line:
             return msgspec.convert(found, _Marker).line()
         decisions = msgspec.convert(found.pop("decisions", []), list[dict[str, Any]])
         for decision in decisions:
-            msgspec.convert(decision.get("request"), int)
+            msgspec.convert(decision.get("request"), int | None)
         failure = msgspec.convert(found.pop("raised", None), str | None)
         recovered_at = msgspec.convert(found.pop("recovered_at", None), float | None)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -120,7 +120,8 @@ class Replay:
         replayed: dict[object, dict[str, Any]] = {}
         failure = None
         try:
-            replayed = {decision.request: as_read(decision) for decision in self.core.handle(event)}
+            made = [as_read(decision) for decision in self.core.handle(event)]
+            replayed = {decision.get("request"): decision for decision in made}
         except Exception as error:
             failure = raised(error)
             with suppress(Exception):

@@ -209,6 +209,8 @@ class SimulatedFleet:
 
     def _carry_out(self, made: Sequence[d.Decision]) -> None:
         for decision in made:
+            if isinstance(decision, d.Suspect):
+                raise RuntimeError(f"{decision.instance} is suspect: {decision.reason}")  # nobody reports here
             record = self.records[decision.request]
             if isinstance(decision, d.Place):
                 index = self.index[decision.instance]

@@ -30,6 +30,7 @@ from multislo_operator.kubernetes.pods import EnginePod, RouterPod
 from multislo_operator.kubernetes.rollout import Rollout
 from multislo_operator.kubernetes.wanted import EXTERNAL, Unusable, Wanted
 from multislo_operator.kubernetes.workloads import OUTSIDE_KEPT_S, Workload
+from multislo_perf.profile import is_another_size
 
 Judgement = tuple[bool | None, str, str]
 """Whether a condition holds (None: unknown), its reason, its message."""
@@ -165,6 +166,17 @@ def _refused(picture: Picture) -> Judgement:
 def _profile(picture: Picture) -> Judgement:
     wanted = picture.wanted
     if isinstance(wanted, Wanted):
+        snapshot, believed = picture.answers.snapshot, wanted.profile.kv_tokens_max
+        for instance in () if snapshot is None else snapshot.instances:
+            if is_another_size(instance.kv_tokens_max, believed):
+                return (
+                    True,
+                    "ProfileDisagrees",
+                    (
+                        f"profile {wanted.profile.name} says that a KV cache holds {believed} tokens; that of {instance.id} holds "
+                        f"{instance.kv_tokens_max}: is it the profile of this model and accelerator?"
+                    ),
+                )
         return True, "ProfileLoaded", f"profile {wanted.profile.name}"
     if wanted is not None and wanted.of_profile:
         return False, wanted.reason, f"{wanted.message}. What runs is left as it is"

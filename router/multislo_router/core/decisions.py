@@ -120,4 +120,15 @@ class Refuse:
     reason: str
 
 
-Decision = Place | Hold | Refuse
+@dataclass(slots=True)
+class Suspect:
+    """Nothing has come of the requests on an instance for far longer than predicted. Nothing is placed there until it is revived: let it
+    compute a token. While it does not, `Unanswered` moves what can still be moved."""
+
+    instance: str
+    silent_s: float
+    predicted_s: float
+    reason: str
+
+
+Decision = Place | Hold | Refuse | Suspect

@@ -94,6 +94,18 @@ class InstanceReported:
     running: int
     waiting: int
     kv_tokens: int
+    kv_tokens_max: int | None = None
+    """What its KV cache can hold; None: it does not tell."""
+    tokens_total: int | None = None
+    """Tokens computed since its start; None: it does not tell."""
+
+
+@dataclass(slots=True)
+class InstanceUnreported:
+    """It was asked how it is, and did not answer."""
+
+    now: float
+    instance: str
 
 
 @dataclass(slots=True, init=False)
@@ -210,6 +222,14 @@ class SendFailed:
 
 
 @dataclass(slots=True)
+class Unanswered:
+    """A placed request, with nothing sent to its client, is on an engine that gives no sign of life: it may be placed once more."""
+
+    now: float
+    request: int
+
+
+@dataclass(slots=True)
 class EngineFull:
     """A placed request came back because its engine says that it is full: it may be placed once more, and the instance gets no more than it
     has until `retry_after_s` have passed or something there has ended."""
@@ -233,9 +253,11 @@ Event = (
     | RequestEnded
     | PromptMeasured
     | SendFailed
+    | Unanswered
     | EngineFull
     | Tick
     | InstanceReported
+    | InstanceUnreported
     | InstanceFailed
     | InstanceRevived
     | FleetChanged

@@ -7,7 +7,7 @@ from typing import Final
 
 from multislo_router.core.bookings import Bookings
 from multislo_router.core.config import CoreConfig
-from multislo_router.core.events import InstanceSpec
+from multislo_router.core.events import InstanceReported, InstanceSpec
 from multislo_router.core.instance import BookingsOf, Instance
 from multislo_router.core.ladder import Ladder
 from multislo_router.core.placement import Homes
@@ -29,6 +29,8 @@ class Fleet:
         self.generation = 0
         """How often the fleet was told."""
         self.batch_tokens_largest = max([tier.batch_tokens for tier in config.tiers])
+        self.kv_tokens_largest = config.engine.kv_tokens_max
+        """What the largest KV cache can hold, by what engines say of theirs; without instances, by the profile."""
         self._by_age: OrderedDict[Instance, None] = OrderedDict()
         """Placeable instances with requests, the one that was refreshed longest ago first; others may be among them."""
         self._config = config
@@ -61,6 +63,7 @@ class Fleet:
             instance.tier = tier
             self._list(instance)
             self.batch_tokens_largest = max(self.batch_tokens_largest, instance.batch_tokens)
+        self._measure_kv()
 
     def fail(self, id: str) -> None:
         """Nothing is placed there until it is revived."""
@@ -69,14 +72,28 @@ class Fleet:
             instance.failed = True
             self._unlist(instance)
 
-    def revive(self, id: str) -> Instance | None:
+    def revive(self, id: str, now: float) -> Instance | None:
         """The instance, if it had failed."""
         instance = self.instances.get(id)
         if instance is None or not instance.failed:
             return None
         instance.failed = False
+        instance.heard_at = now
         self._list(instance)
         return instance
+
+    def reported(self, instance: Instance, report: InstanceReported) -> None:
+        """An engine has said how it is."""
+        size = instance.limits.kv_tokens_max
+        instance.reported(report, report.now)
+        if instance.limits.kv_tokens_max != size:
+            self._measure_kv()
+        self.refreshed(instance)
+
+    def _measure_kv(self) -> None:
+        believed = self._config.engine.kv_tokens_max
+        sizes = [instance.limits.kv_tokens_max for instance in self.instances.values()]
+        self.kv_tokens_largest = max(sizes, default=believed)
 
     def refreshed(self, instance: Instance) -> None:
         """An instance is up to date: put it where its load says that it belongs now."""

@@ -2,14 +2,16 @@
 admitted), *pace* (how fast it is) and *queue* (what its engine does next). `machine` tells it what happens; others only ask."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp
 from typing import Final
 
 from multislo_perf.latency import LatencyModel
 from multislo_router.core.bookings import Bookings
 from multislo_router.core.config import EngineLimits
+from multislo_router.core.decisions import Suspect
 from multislo_router.core.engine_queue import EngineQueue
-from multislo_router.core.events import SLO_AWARE, InstanceSpec, InstanceState
+from multislo_router.core.events import SLO_AWARE, InstanceReported, InstanceSpec, InstanceState
 from multislo_router.core.fullness import Fullness
 from multislo_router.core.load import load_of
 from multislo_router.core.pace import Pace
@@ -27,6 +29,11 @@ FOREIGN_KV_SHARE: Final = 0.05
 FOREIGN_KV_TOKENS: Final = 1024
 """KV that an engine reports beyond the booked by less than this is rounding to blocks."""
 
+SILENT_FACTOR: Final = 10.0
+SILENT_LEAST_S: Final = 5.0
+"""An instance with requests that shows no progress for so many times what is predicted, and for so long at least, is suspect: a
+profile may be wrong by less, and an engine that is asked for a token for nothing loses one iteration."""
+
 BookingsOf = Callable[[list[float], float], Bookings]
 
 
@@ -40,6 +47,7 @@ class Instance:
         "bucket",
         "failed",
         "fullness",
+        "heard_at",
         "id",
         "limits",
         "load",
@@ -50,6 +58,7 @@ class Instance:
         "scheduler",
         "spec",
         "tier",
+        "tokens_reported",
     )
 
     def __init__(
@@ -69,6 +78,10 @@ class Instance:
         self.batch_tokens = spec.batch_tokens or (tier.config.batch_tokens if tier else limits.warm_batch_tokens)
         self.scheduler = spec.scheduler or limits.scheduler
         self.failed = False
+        self.heard_at = now
+        """When it last showed that it computes."""
+        self.tokens_reported: int | None = None
+        """Its own count of the tokens that it has computed, where it tells one."""
         self.fullness = Fullness()
         self.bookings = bookings_of(tpots, now)
         self.pace = Pace(latency, now)
@@ -133,6 +146,7 @@ class Instance:
     def tokens(self, request: Request, count: int, now: float) -> bool:
         """Tokens of a request have passed. Returns whether they ended an iteration: then the instance was refreshed."""
         pace = self.pace
+        self.heard_at = now
         gap_s = now - pace.boundary_at
         ended = gap_s > BOUNDARY_SHARE * pace.iteration_s
         if ended:
@@ -214,8 +228,15 @@ class Instance:
                 if believed > request.tokens:
                     self.bookings.received(request, believed - request.tokens, request.last_token_at)
 
-    def reported(self, running: int, waiting: int, kv_tokens: int, now: float) -> None:
-        """Take in what the engine says of itself: KV that others hold, and prompts that it no longer has."""
+    def reported(self, report: InstanceReported, now: float) -> None:
+        """Take in what the engine says of itself: KV that others hold, prompts that it no longer has, how much it can hold, and whether it
+        computes."""
+        running, waiting, kv_tokens = report.running, report.waiting, report.kv_tokens
+        if report.kv_tokens_max is not None and report.kv_tokens_max != self.limits.kv_tokens_max:
+            self.limits = replace(self.limits, kv_tokens_max=report.kv_tokens_max)
+        if report.tokens_total != self.tokens_reported:
+            self.tokens_reported = report.tokens_total
+            self.heard_at = now
         bookings, row = self.bookings, self.queue.row
         bookings.kv_reported = kv_tokens
         believed = bookings.kv_decode_tokens + sum([request.prompt_tokens for request in row])
@@ -227,3 +248,19 @@ class Instance:
                 request.first_token_at = now
                 self._begins_to_decode(request, now)
         self.refresh(now)
+
+    def silent(self, now: float) -> Suspect | None:
+        """Whether it is suspect. Requests that do not stream show progress only if the engine counts its tokens aloud. O(requests)."""
+        counts = self.tokens_reported is not None
+        row = self.queue.row
+        sent = [request.placed_at for request in (*row, *self.bookings.decodes.values()) if counts or request.streaming]
+        if self.failed or not sent:
+            return None
+        silent_s = now - max(self.heard_at, min(sent))
+        predicted_s = self.pace.iteration_s
+        if row:
+            predicted_s += self.queue.head_takes_s(self.bookings, self.pace)
+        if silent_s <= max(SILENT_LEAST_S, SILENT_FACTOR * predicted_s):
+            return None
+        reason = f"no token for {silent_s:.1f} s, where {predicted_s:.2f} s were predicted"
+        return Suspect(self.id, silent_s, predicted_s, reason)

@@ -68,8 +68,6 @@ class RouterCore:
         self.wake_at: float | None = None
         self._place_by = place_by or PLACEMENTS[config.placement]
         self._offer_by = offer_by
-        self.length_max = min(config.engine.kv_tokens_max, config.length_max or config.engine.kv_tokens_max)
-        """Tokens of prompt and output that a request may have. A longer one is refused: whoever only estimates must not say more."""
 
     def handle(self, event: e.Event) -> Sequence[d.Decision]:
         """Take in one event. Events about a request or an instance that is unknown (it ended meanwhile) change nothing."""
@@ -89,7 +87,16 @@ class RouterCore:
             return self._send_failed(event)
         if isinstance(event, e.EngineFull):
             return self._engine_full(event)
+        if isinstance(event, e.Unanswered):
+            return self._unanswered(event)
         return self._fleet_event(event)
+
+    @property
+    def length_max(self) -> int:
+        """Tokens of prompt and output that a request may have. A longer one is refused: whoever only estimates must not say more."""
+        held_most = self.fleet.kv_tokens_largest
+        length_max = self.config.length_max
+        return held_most if length_max is None or length_max > held_most else length_max
 
     def recover(self, now: float) -> None:
         """`handle` has raised, and may have left an event half done: whatever is a sum over the requests is summed anew. A request whose
@@ -214,7 +221,7 @@ class RouterCore:
 
     def _prompt_measured(self, event: e.PromptMeasured) -> Sequence[d.Decision]:
         # An engine's word is not checked by anybody else, and nothing that does not fit into its memory has been in it.
-        prompt_tokens = min(max(1, event.prompt_tokens), self.config.engine.kv_tokens_max)
+        prompt_tokens = min(max(1, event.prompt_tokens), self.fleet.kv_tokens_largest)
         instance = self.places.get(event.request)
         if event.request in self.requests and self.requests[event.request].parts:
             return NOTHING  # how it is spread over the prompts is not told
@@ -235,6 +242,11 @@ class RouterCore:
         request.avoid = instance.id
         self.admissions.fresh(request)
         return [self._place_or_hold(request, now)]
+
+    def _unanswered(self, event: e.Unanswered) -> Sequence[d.Decision]:
+        if event.request not in self.places or self.requests[event.request].attempts >= ATTEMPTS_MAX:
+            return NOTHING
+        return self._send_failed(e.SendFailed(event.now, event.request))
 
     def _engine_full(self, event: e.EngineFull) -> Sequence[d.Decision]:
         if event.request not in self.places:
@@ -344,12 +356,17 @@ class RouterCore:
         if isinstance(event, e.InstanceFailed):
             self.fleet.fail(event.instance)
         elif isinstance(event, e.InstanceRevived):
-            instance = self.fleet.revive(event.instance)
+            instance = self.fleet.revive(event.instance, event.now)
         elif isinstance(event, e.InstanceReported):
             instance = self.instances.get(event.instance)
             if instance is not None:
-                instance.reported(event.running, event.waiting, event.kv_tokens, event.now)
-                self.fleet.refreshed(instance)
+                self.fleet.reported(instance, event)
+        elif isinstance(event, e.InstanceUnreported):
+            instance = self.instances.get(event.instance)
+        suspect = None if instance is None else instance.silent(event.now)
+        if instance is not None and suspect is not None:
+            self.fleet.fail(instance.id)
+            return [suspect]
         return self._offer(instance, event.now) if instance is not None and self.pending.count else NOTHING
 
     # -- what it tells -------------------------------------------------------------------------------------------------

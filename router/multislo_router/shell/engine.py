@@ -40,6 +40,8 @@ class EngineInstance:
         "passing",
         "port",
         "retired",
+        "sized",
+        "suspect",
     )
 
     def __init__(self, entry: InstanceEntry, settings: ShellSettings, errors: InternalErrors) -> None:
@@ -53,6 +55,10 @@ class EngineInstance:
         self.host_line = b"host: " + authority.encode() + b"\r\n"
         self.failed = asyncio.Event()
         """Set from the first broken connection until a probe succeeds."""
+        self.sized = False
+        """Whether its KV cache was compared with the profile's."""
+        self.suspect = False
+        """It answers, but seems to compute nothing: only a token proves it well."""
         self.retired = False
         """The fleet no longer has it, or has restarted it: what runs may end, nothing is kept."""
         self.passing = 0

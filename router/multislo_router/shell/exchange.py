@@ -139,6 +139,7 @@ class Exchange:
     # -- towards the engine --------------------------------------------------------------------------------------------
 
     def send_to(self, instance: "EngineInstance", place: Place | None) -> None:
+        self._detach()  # an engine that gives no sign of life has it still
         self.instance = instance
         self.place = place
         self.heard_at = time.monotonic()
@@ -146,6 +147,10 @@ class Exchange:
         if place is None:
             instance.passing += 1
         instance.send(self)
+
+    def wait(self) -> None:
+        """No instance has room for it yet. The one that it came back from may be one that gives no sign of life."""
+        self._detach()
 
     def wire(self) -> tuple[bytes, bytes]:
         """The request as it goes to the engine: its head and its body, which no copy is made of."""

@@ -2,6 +2,7 @@
 gateway."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from dataclasses import replace
 import aiohttp
 
 from multislo_api.fleet import InstanceEntry, InstanceList
+from multislo_perf.profile import is_another_size
 from multislo_router.core.config import CoreConfig
+from multislo_router.core.decisions import Suspect
 from multislo_router.core.events import (
     Event,
     FleetChanged,
@@ -25,12 +28,19 @@ from multislo_router.shell.internal_errors import InternalErrors, Owner, Seam
 from multislo_router.shell.settings import ShellSettings
 from multislo_router.shell.watch import healthy, watch
 
+LOG = logging.getLogger(__name__)
+
 
 class Fleet:
     """`tell` takes an event to the core and carries out what it decides."""
 
     def __init__(
-        self, core_config: CoreConfig, settings: ShellSettings, errors: InternalErrors, tell: Callable[[Event], bool]
+        self,
+        core_config: CoreConfig,
+        settings: ShellSettings,
+        errors: InternalErrors,
+        tell: Callable[[Event], bool],
+        stalled: Callable[[EngineInstance], None],
     ) -> None:
         self.instances: dict[str, EngineInstance] = {}
         self.told = False
@@ -39,6 +49,8 @@ class Fleet:
         self.settings = settings
         self.errors = errors
         self.tell = tell
+        self.stalled = stalled
+        """Told of an instance that was suspect and does not compute."""
         self._default_tier = core_config.default_tier
         self._tiers = frozenset(tier.name for tier in core_config.tiers)
         self._dice = random.Random(0)
@@ -128,9 +140,30 @@ class Fleet:
         instance.close_idle(float("inf"))
         self.tell(InstanceFailed(time.monotonic(), instance.entry.id))
 
+    def suspect(self, decision: Suspect) -> None:
+        """The core places nothing there any more. The instance's watch lets it compute a token."""
+        instance = self.instances[decision.instance]
+        LOG.warning(
+            "instance %s: %s; nothing is sent there until it computes a token", decision.instance, decision.reason
+        )
+        instance.suspect = True
+        instance.failed.set()
+
+    def check_size(self, instance: EngineInstance, kv_tokens_max: int | None) -> None:
+        """Says once of an engine that its KV cache is not at all the profile's. The core believes the engine."""
+        if kv_tokens_max is None or instance.sized:
+            return
+        instance.sized = True
+        if is_another_size(kv_tokens_max, self.kv_tokens_max):
+            LOG.warning(
+                "instance %s: its KV cache holds %d tokens, and %d by the profile: is it the profile of this model and accelerator?",
+                *(instance.entry.id, kv_tokens_max, self.kv_tokens_max),
+            )
+
     def revived(self, instance: EngineInstance) -> None:
         """A probe has reached it. What could not be told the core is told after the next probe."""
         instance.failed.clear()
+        instance.suspect = False
         if not instance.retired and not self.tell(InstanceRevived(time.monotonic(), instance.entry.id)):
             instance.failed.set()
 

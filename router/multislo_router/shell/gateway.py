@@ -13,8 +13,8 @@ from itertools import count
 
 from multislo_api.fleet import InstanceList
 from multislo_router.core.config import CoreConfig
-from multislo_router.core.decisions import Decision, Hold, Place
-from multislo_router.core.events import Event, Outcome, RequestArrived, RequestEnded, Scheduler, Tick
+from multislo_router.core.decisions import Decision, Hold, Place, Suspect
+from multislo_router.core.events import Event, Outcome, RequestArrived, RequestEnded, Scheduler, Tick, Unanswered
 from multislo_router.core.machine import RouterCore
 from multislo_router.core.placement import PlaceBy
 from multislo_router.core.status import CoreStatus, Histogram
@@ -22,6 +22,7 @@ from multislo_router.journal import End
 from multislo_router.shell.body_scan import BodyScan, scan_body
 from multislo_router.shell.client import ClientConnection, Dropped
 from multislo_router.shell.cors import Cors
+from multislo_router.shell.engine import EngineInstance
 from multislo_router.shell.errors import Fault, Reason, error_response, fault_of, response
 from multislo_router.shell.exchange import Exchange
 from multislo_router.shell.fleet import Fleet
@@ -80,7 +81,7 @@ class Gateway:
         """Health checks are refused, and every answer closes its connection."""
         self.port = 0
         """Where it listens, once started."""
-        self.fleet = Fleet(core_config, settings, self.errors, self.tell)
+        self.fleet = Fleet(core_config, settings, self.errors, self.tell, self.stalled)
         self.exchanges: dict[int, Exchange] = {}
         """Requests that the core knows or is about to be told of, by its numbers."""
         self.passing: set[Exchange] = set()
@@ -206,7 +207,8 @@ class Gateway:
         at = time.time()
         for decision in decisions:
             self.recent_decisions.append((at, decision))
-            if isinstance(decision, Hold):
+            if isinstance(decision, Suspect):
+                self.fleet.suspect(decision)
                 continue
             exchange = self.exchanges.get(decision.request)
             if exchange is None:
@@ -214,11 +216,19 @@ class Gateway:
             try:
                 if isinstance(decision, Place):
                     exchange.send_to(self.fleet.instances[decision.instance], decision)
+                elif isinstance(decision, Hold):
+                    exchange.wait()
                 else:
                     exchange.refuse(fault_of(decision))
             except Exception as error:
                 # One exchange's failure is none of the others'.
                 self.errors.failed(Seam.DECISION, error, exchange, exchange.name)
+
+    def stalled(self, instance: EngineInstance) -> None:
+        """A suspect engine computes nothing: what can still be moved is."""
+        for id, exchange in list(self.exchanges.items()):
+            if exchange.instance is instance and exchange.connection is not None and not exchange.started:
+                self.tell(Unanswered(time.monotonic(), id))
 
     def _arm(self) -> None:
         """One timer for the core's next wish. It is not moved when the wish moves to later: then it only looks again."""

@@ -28,6 +28,8 @@ class Router:
     means: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     failed: set[str] = field(default_factory=set)
     refused: int = 0
+    kv_tokens_max: int = 141_000
+    """Of each engine, as it says itself."""
 
     def tell(self, fleet: InstanceList) -> None:
         self.fleet = {entry.id: entry for entry in fleet.instances}
@@ -126,7 +128,7 @@ class Router:
             decodes=requests,
             kv_tokens=requests,
             kv_tokens_reported=None,
-            kv_tokens_max=1000,
+            kv_tokens_max=self.kv_tokens_max,
             iteration_predicted_s=0.02,
             calibration=1.0,
             empty_s=0.0 if requests else 1.0,

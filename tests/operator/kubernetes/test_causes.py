@@ -277,3 +277,17 @@ def test_a_router_that_cannot_start_says_why_instead_of_only_that_it_is_not_read
     assert conditions["RouterReady"][:2] == ("False", "ImagePullFailed")
     assert conditions["Ready"][:2] == ("False", "ImagePullFailed")
     assert "container router: its image a/b:c cannot be pulled: denied" in conditions["Ready"][2]
+
+
+def test_engines_that_hold_much_less_than_their_profile_says_are_told_of(life: Life) -> None:
+    assert told(life)["ProfileReady"][1] == "ProfileLoaded"
+    for router in life.routers.values():
+        router.kv_tokens_max = 8192
+    life.run(5.0)
+
+    conditions = told(life)
+
+    assert conditions["ProfileReady"][:2] == ("True", "ProfileDisagrees")
+    assert "holds 141000 tokens" in conditions["ProfileReady"][2]
+    assert "holds 8192" in conditions["ProfileReady"][2]
+    assert conditions["Ready"][0] == "True"

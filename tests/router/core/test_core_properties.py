@@ -73,6 +73,8 @@ class Life:
         self.talked: set[int] = set()
         """Requests whose clients have got something."""
         self.arrivals = 0
+        self.computed = 7
+        """What some engines say again and again."""
         self.seen: dict[int, Instance] = {}
         """Every instance that ever was."""
 
@@ -86,8 +88,15 @@ class Life:
         return made
 
     def judge(self, decision: d.Decision, event: e.Event) -> None:
+        if isinstance(decision, d.Suspect):
+            assert isinstance(event, e.InstanceReported | e.InstanceUnreported)
+            assert decision.instance in self.placed.values()
+            assert decision.instance not in self.failed
+            assert self.now >= decision.silent_s > 5.0
+            self.failed.add(decision.instance)
+            return
         id = decision.request
-        asked = isinstance(event, e.RequestArrived | e.SendFailed | e.EngineFull) and event.request == id
+        asked = isinstance(event, e.RequestArrived | e.SendFailed | e.EngineFull | e.Unanswered) and event.request == id
         assert id not in self.placed, "it has its place already"
         assert asked or id in self.held, "decided about nobody who waits"
         if isinstance(decision, d.Hold):
@@ -193,7 +202,23 @@ class Life:
         name = INSTANCES[a % 5]
         believed = self.core.instances.get(name)
         kv = (0, 500, 2_900, believed.bookings.kv_decode_tokens if believed else 0)[b // 16 % 4]
-        self.send(e.InstanceReported(self.now, name, b % 4, b // 4 % 4, kv))
+        size, total = ((None, None), (None, self.computed), (2_000, None), (4_000, a + b))[b // 64]
+        self.send(e.InstanceReported(self.now, name, b % 4, b // 4 % 4, kv, size, total))
+
+    def unreported(self, a: int, b: int) -> None:
+        self.send(e.InstanceUnreported(self.now, INSTANCES[a % 5]))
+
+    def unanswered(self, a: int, b: int) -> None:
+        """Its engine gives no sign of life: it is tried once more, if it has a try left."""
+        id = self.one_placed(a)
+        if id is None or id in self.talked:
+            return
+        at = self.placed.pop(id)
+        last = self.attempts[id] == ATTEMPTS_MAX
+        if last:
+            self.placed[id] = at
+        made = self.send(e.Unanswered(self.now, id))
+        assert [decision.request for decision in made] == ([] if last else [id])
 
     def arrive(self, a: int, b: int) -> None:
         id = self.arrivals
@@ -295,7 +320,9 @@ class Life:
             e.InstanceReported(self.now, "nobody", 1, 1, 100),
             e.InstanceFailed(self.now, "nobody"),
             e.InstanceRevived(self.now, "nobody"),
-        )[b % 7]
+            e.InstanceUnreported(self.now, "nobody"),
+            e.Unanswered(self.now, strange),
+        )[b % 9]
         assert self.send(event) == []
 
     def tick(self, a: int, b: int) -> None:
@@ -326,8 +353,8 @@ class Life:
             self.specs[name] = e.InstanceSpec(name, [*NAMES, None][index % 4], e.InstanceState.READY, None, epoch)
         self.change_fleet()
         for name in self.specs:
-            self.revive(INSTANCES.index(name), 0)
             self.send(e.InstanceReported(self.now, name, 1_000, 0, 0))
+            self.revive(INSTANCES.index(name), 0)
         for _ in range(400):
             if not self.core.requests:
                 break
@@ -360,6 +387,8 @@ CAN_HAPPEN = [
     *[Life.set_instance] * 2,
     *[Life.send_failed] * 2,
     *[Life.report] * 2,
+    Life.unreported,
+    Life.unanswered,
     Life.restart,
     Life.leave,
     Life.fail,

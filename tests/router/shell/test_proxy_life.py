@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from multislo_api.fleet import InstanceEntry, InstanceList
-from multislo_router.shell.watch import read_metrics
+from multislo_router.shell.watch import EngineSaid, read_metrics
 
 METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -164,7 +164,20 @@ async def test_an_idle_instance_that_died_is_noticed(kit: Any) -> None:
 
 def test_metrics_of_several_engines_in_one_server_are_put_together() -> None:
     two = METRICS + METRICS.replace(b'engine="0"', b'engine="1"').replace(b"0.25", b"0.75")
-    assert read_metrics(two) == (6.0, 4.0, 0.5)
+    assert read_metrics(two) == EngineSaid(6, 4, 0.5, kv_tokens_max=None, tokens_total=None)
+
+
+def test_an_engine_says_what_it_can_hold_and_how_much_it_has_computed() -> None:
+    more = b"""vllm:prompt_tokens_total{engine="0",model_name="llama"} 1200.0
+vllm:generation_tokens_total{engine="0",model_name="llama"} 34.0
+vllm:cache_config_info{block_size="32",cache_dtype="auto",engine="0",num_cpu_blocks="None",num_gpu_blocks="256"} 1.0
+"""
+    said = read_metrics(METRICS + more)
+    assert said is not None
+    assert (said.kv_tokens_max, said.tokens_total) == (8192, 1234)
+    unknown = read_metrics(METRICS + more.replace(b'"256"', b'"None"'))
+    assert unknown is not None
+    assert unknown.kv_tokens_max is None
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ async def test_a_client_that_leaves_frees_an_emulated_engine(kit: Any, emulators
         values = read_metrics(await reader.read())
         writer.close()
         assert values is not None
-        return values[0]
+        return values.running
 
     async with asyncio.timeout(kit.PATIENCE_S):
         while await running():  # noqa: ASYNC110  another server's state
