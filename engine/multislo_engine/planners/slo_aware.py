@@ -30,13 +30,16 @@ ERRORS = 6.0
 a single late one makes it miss. (Iterations that vary by 20 %, Azure's lengths: 0 attains .65, 3 .84, 6 .97, 8 .98, 10 .87, since
 shorter iterations are more fixed cost.)"""
 
+SLACK_MOST = 0.85
+"""Of `SloAware.slack_fraction`, which a noisy engine lowers."""
+
 
 @dataclass(frozen=True, slots=True)
 class SloAware:
     """`latency` is the planner's own belief; `calibrated` corrects it where the engine turns out to be slower or faster."""
 
     latency: LatencyModel
-    slack_fraction: float = 0.85
+    slack_fraction: float = SLACK_MOST
     """The share of the least slack that an iteration may take. The rest pays for the belief's error: .85 attains 51 req/s where .95
     attains 36 (99 % of requests in time, long prompts)."""
     chunk_tokens_max: int = 4096
@@ -51,6 +54,9 @@ class SloAware:
     are read."""
     pressed_margin: float = 2.0
     """A prefill is pressed when its deadline is nearer than this times the work that is due by then."""
+    work_least: float = 0.0
+    """What is held back for noise does not make an iteration shorter than this times its decodes alone. An engine whose iterations vary by
+    20 % and are half fixed cost, or more, would otherwise do little but read its weights (.73 in time, and .98 stock)."""
     waiting_considered: int = 16
     """Waiting jobs that are considered per iteration: more never fit in one."""
 
@@ -75,9 +81,11 @@ class SloAware:
             return Plan(self._chunks(now, view, prefills, lost, inf, 0, 0))
         slacks = self._slacks(now, view)
         least_s = self._least(slacks)
-        budget_s = self.slack_fraction * least_s
         seats = view.batch_tokens - (self.chunk_tokens_min if prefills or lost else 0)
         alone_s = self.latency.iteration_s(0, 0, count, view.decode_kv_tokens)
+        budget_s = max(
+            self.slack_fraction * least_s, min(SLACK_MOST * least_s, self.work_least * self.latency.tokens_s(1))
+        )
         if not (alone_s > budget_s or count > seats or (prefills and self._pressed(now, view, prefills, budget_s))):
             return Plan(self._chunks(now, view, prefills, lost, budget_s, count, view.decode_kv_tokens))
         slots = self._urgent(view, slacks, max(budget_s, self._pace(view, slacks)), max(1, seats), bool(prefills))
