@@ -37,9 +37,7 @@ def fits(instance: Instance, request: Request) -> bool:
     held = bookings.kv_reserved + bookings.kv_foreign
     if held + kv_tokens <= limits.kv_tokens_max * KV_SHARE:
         return True
-    if bookings.requests or bookings.kv_foreign:
-        return False
-    return bool(request.parts) or request.prompt_tokens < limits.kv_tokens_max
+    return bookings.requests == 0 and bookings.kv_foreign == 0
 
 
 def load_with(instance: Instance, request: Request) -> float:

@@ -30,7 +30,7 @@ FOREIGN_KV_TOKENS: Final = 1024
 """KV that an engine reports beyond the booked by less than this is rounding to blocks."""
 
 SILENT_FACTOR: Final = 10.0
-SILENT_LEAST_S: Final = 5.0
+SILENT_LEAST_S: Final = 2.0
 """An instance with requests that shows no progress for so many times what is predicted, and for so long at least, is suspect: a
 profile may be wrong by less, and an engine that is asked for a token for nothing loses one iteration."""
 

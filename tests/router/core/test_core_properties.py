@@ -92,7 +92,7 @@ class Life:
             assert isinstance(event, e.InstanceReported | e.InstanceUnreported)
             assert decision.instance in self.placed.values()
             assert decision.instance not in self.failed
-            assert self.now >= decision.silent_s > 5.0
+            assert self.now >= decision.silent_s > 2.0
             self.failed.add(decision.instance)
             return
         id = decision.request
