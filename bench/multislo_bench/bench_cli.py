@@ -1,4 +1,4 @@
-"""`multislo bench placement`, `multislo bench proxy` and `multislo bench chaos`."""
+"""`multislo bench placement`, `proxy`, `chaos` and `planner`."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("bench")
 def bench() -> None:
-    """Measure the router's own cost, and how requests end when engines fail."""
+    """Measure the router's and the planners' own cost, and how requests end when engines fail."""
 
 
 @bench.command(epilog="Example: multislo bench placement --sizes 20,1000 --json")
@@ -47,12 +47,7 @@ def placement(sizes: str, arrivals: int, placement: str, seed: int, as_json: boo
     from multislo_router.core.config import Placement
     from multislo_router.core.events import Scheduler
 
-    try:
-        counts = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or not all(4 <= count <= 100_000 for count in counts):
-        raise click.BadParameter(f"{sizes!r} must be numbers from 4 to 100000 between commas", param_hint="--sizes")
+    counts = _counts(sizes, 4, 100_000, "--sizes")
     err = Console(stderr=True)
     stock: dict[str, dict[str, float]] = {}
     slo_aware: dict[str, dict[str, float]] = {}
@@ -213,3 +208,45 @@ def _print_chaos(document: dict[str, Any]) -> None:
     console.print(f"unclear: {document['unclear']}; errors of the router's own: {document['router_errors']}")
     console.print(f"left in the router: {', '.join(document['left_over']) or 'nothing'}")
     console.print("not every engine came back" if ready_s is None else f"every engine ready again after {ready_s} s")
+
+
+@bench.command(epilog="Example: multislo bench planner --running 16,64,256 --json")
+@click.option("--running", default="16,64,256", show_default=True, help="Running requests of the engine.")
+@click.option(
+    "--calls", type=click.IntRange(100, 1_000_000), default=2000, show_default=True, help="Measured plans of each."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@JSON
+def planner(running: str, calls: int, seed: int, as_json: bool) -> None:
+    """Time one plan of an engine's next iteration, by planner, and what the vLLM plug-in takes of an iteration.
+
+    Four of the running requests prefill, 16 more wait.
+    """
+    from multislo_bench.planner_cost import measure
+    from multislo_router.build import build
+
+    counts = _counts(running, 5, 10_000, "--running")
+    figures = {str(count): measure(count, calls, seed) for count in counts}
+    if as_json:
+        click.echo(json.dumps({"build": build(), "running": figures}, indent=2))
+        return
+    table = Table(title=f"us of a plan, {build()}", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("planner")
+    for count in counts:
+        table.add_column(f"{count} running, p50", justify="right")
+        table.add_column("p99", justify="right")
+    for name in figures[str(counts[0])]:
+        rows = [figures[str(count)][name] for count in counts]
+        table.add_row(name, *[f"{row[key]:.0f}" for row in rows for key in ("p50_us", "p99_us")])
+    wide().print(table)
+
+
+def _counts(text: str, least: int, most: int, option: str) -> list[int]:
+    """Numbers between commas."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or not all(least <= count <= most for count in counts):
+        raise click.BadParameter(f"{text!r} must be numbers from {least} to {most} between commas", param_hint=option)
+    return counts

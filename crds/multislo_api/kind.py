@@ -195,7 +195,7 @@ class Engine(Part):
     scheduler: Literal["Stock", "Priority", "SLOAware"] = Field(
         default="Stock",
         description="How the engine orders requests: Stock (first come, first served), Priority (deadlines as vLLM's priority) or SLOAware "
-        "(multislo's own planner; only with type Emulated, there is no vLLM plug-in). Default: Stock.",
+        "(multislo's own planner; with type VLLM, multislo must be installed beside vLLM 0.32: docs/vllm-plugin.md). Default: Stock.",
     )
     image: Annotated[
         str,

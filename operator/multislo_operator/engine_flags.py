@@ -1,11 +1,12 @@
 """The flags of an inference engine: what its tier and the latency profile ask for, the user's own after them. Pure; called by whatever
 starts engines, as pods or as processes of one machine."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multislo_api.manifest import MultiSLOServing
-from multislo_perf.profile import Profile
+from multislo_perf.profile import LatencyCoefficients, Profile
 from multislo_perf.sizing import batch_tokens
 
 BATCH_TOKENS = "--max-num-batched-tokens"
@@ -14,6 +15,10 @@ LENGTH = "--max-model-len"
 POLICY = "--scheduling-policy"
 PARALLEL = "--tensor-parallel-size"
 SERVED = "--served-model-name"
+PLANNED_BY = "--scheduler-cls"
+ADDITIONAL = "--additional-config"
+PLUGIN = "multislo_engine.vllm.SLOScheduler"
+"""The plug-in: it must be installed where vLLM is."""
 ADAPTERS = "--lora-modules"
 ADAPTER_RANKS = (16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank, from its default on."""
@@ -55,6 +60,8 @@ def wanted_flags(manifest: MultiSLOServing, profile: Profile, tier: str | None) 
     # "priority" only where asked for: stock vLLM refuses a priority that is not 0 otherwise.
     if spec.engine.scheduler == "Priority":
         flags[POLICY] = "priority"
+    if spec.engine.scheduler == "SLOAware":
+        flags |= {PLANNED_BY: PLUGIN, ADDITIONAL: json.dumps({"multislo": _plugin_config(manifest, profile)})}
     if spec.engine.accelerator.per_instance > 1:
         flags[PARALLEL] = str(spec.engine.accelerator.per_instance)
     return flags
@@ -72,7 +79,20 @@ def vllm_args(
     """All that follows `vllm serve MODEL`. `listening`: host, port and how it stops, by flag."""
     names = (SERVED, *manifest.spec.model.served_names, *_adapter_args(manifest))
     flags = {**wanted_flags(manifest, profile, tier), **listening}
-    return (*names, *_words(flags), *manifest.spec.engine.args)
+    # The plug-in was not tested with overlapping iterations and would leave all to vLLM.
+    switches = ("--no-async-scheduling",) if manifest.spec.engine.scheduler == "SLOAware" else ()
+    return (*names, *_words(flags), *switches, *manifest.spec.engine.args)
+
+
+def _plugin_config(manifest: MultiSLOServing, profile: Profile) -> dict[str, object]:
+    """The same for all engines of a fleet: the default tier's SLO, for requests that come without one, and the profile's law."""
+    spec = manifest.spec
+    slo = next(tier.slo for tier in spec.tiers if tier.name == spec.default_tier)
+    return {
+        "ttft_ms": 1000.0 * slo.ttft_s,
+        "tpot_ms": 1000.0 * slo.tpot_s,
+        "latency": LatencyCoefficients.of(profile.latency).model_dump(by_alias=True),
+    }
 
 
 def emulate_args(

@@ -103,6 +103,22 @@ class LatencyCoefficients(_Part):
     chunk_us_per_token: Coefficient
     attention_ps_per_pair: Coefficient
 
+    @classmethod
+    def of(cls, law: LatencyModel) -> "LatencyCoefficients":
+        """Those of a law, to 9 digits."""
+        units = {
+            "fixed_ms": law.fixed_s * 1e3,
+            "weights_ms": law.weights_s * 1e3,
+            "weights_us_per_token": law.weights_per_token_s * 1e6,
+            "gemm_ms": law.gemm_s * 1e3,
+            "gemm_us_per_token": law.gemm_per_token_s * 1e6,
+            "decode_us_per_request": law.per_decode_s * 1e6,
+            "kv_ns_per_token": law.per_kv_token_s * 1e9,
+            "chunk_us_per_token": law.per_chunk_token_s * 1e6,
+            "attention_ps_per_pair": law.per_attention_pair_s * 1e12,
+        }
+        return cls(**{name: float(f"{value:.9g}") for name, value in units.items()})
+
     def model(self) -> LatencyModel:
         """The same in seconds."""
         return LatencyModel(

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from multislo.command import main
 from multislo_bench.processes import free_ports, running, wait_for
 from multislo_bench.proxy_cost import Load, _compared
+from multislo_engine.planners import PLANNERS
 
 
 def called(*args: str) -> Result:
@@ -98,6 +99,18 @@ def test_bench_placement_names_a_wrong_size() -> None:
 
     assert result.exit_code == 2
     assert "must be numbers from 4 to 100000" in " ".join(result.output.split())
+
+
+def test_bench_planner_prints_quantiles_of_every_planner_and_of_the_plug_in() -> None:
+    result = called("bench", "planner", "--running", "16,64", "--calls", "100", "--json")
+
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)["running"]
+    assert set(figures) == {"16", "64"}
+    for rows in figures.values():
+        assert set(rows) == {*PLANNERS, "vLLM plug-in"}
+        assert all(0 < row["p50_us"] <= row["p99_us"] for row in rows.values())
+        assert rows["fcfs"]["p50_us"] < rows["slo-aware"]["p50_us"] < rows["vLLM plug-in"]["p50_us"]
 
 
 def test_both_routers_are_compared_by_medians() -> None:

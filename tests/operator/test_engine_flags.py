@@ -1,10 +1,12 @@
 """The flags that engines are started with."""
 
+import json
 from typing import Any
 
 import pytest
 
 from multislo_api.manifest import MultiSLOServing, manifest_from
+from multislo_engine.vllm.settings import settings_from
 from multislo_operator.engine_flags import emulate_args, fighting_flags, vllm_args
 from multislo_perf.profile import load_profile
 
@@ -37,6 +39,21 @@ def test_vllm_loads_all_adapters_and_holds_all_of_them_in_a_batch(rank: int | No
     assert args[start : start + 5] == ("--enable-lora", "--max-loras", "2", "--max-lora-rank", reserved)
     assert args[start + 5 : start + 8] == ("--lora-modules", "sql=/adapters/sql", "b=/adapters/sql")
     assert args[start + 8].startswith("--")
+
+
+def test_an_slo_aware_vllm_gets_the_plug_in_with_the_default_tiers_slo_and_the_profiles_law() -> None:
+    args = vllm_args(fleet(scheduler="SLOAware"), PROFILE, "batch", {})
+
+    assert args[args.index("--scheduler-cls") + 1] == "multislo_engine.vllm.SLOScheduler"
+    assert "--no-async-scheduling" in args
+    settings = settings_from(json.loads(args[args.index("--additional-config") + 1]))
+    assert (settings.ttft_s, settings.tpot_s) == (2.0, 0.1)
+    assert settings.latency == PROFILE.latency
+    # One for all homes: vLLM's compile cache depends on it.
+    assert args[args.index("--additional-config") + 1] in vllm_args(fleet(scheduler="SLOAware"), PROFILE, None, {})
+    assert "--scheduler-cls" not in vllm_args(fleet(), PROFILE, "batch", {})
+    [line] = fighting_flags(fleet(scheduler="SLOAware", args=["--scheduler-cls=other.Scheduler"]), PROFILE, {})
+    assert "runs with other.Scheduler" in line
 
 
 def test_without_adapters_there_are_no_flags_for_them() -> None:

@@ -47,10 +47,6 @@ def test_wrong_use_is_told_with_what_is_legal(
     [
         ({"profile": "no-such-profile"}, "no-such-profile"),
         ({"profile": {"configMap": "mine"}}, "is in a cluster"),
-        (
-            {"engine": {"type": "VLLM", "scheduler": "SLOAware"}},
-            "spec.engine.scheduler: SLOAware works with type Emulated only",
-        ),
         ({"engine": {"type": "VLLM", "command": ["no-such-program"]}}, 'the program "no-such-program" is not on PATH'),
     ],
 )

@@ -4,7 +4,7 @@ before each iteration, and turns a plan into what vLLM's scheduler can be told. 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,11 +147,18 @@ class Mirror:
         chunks, cap = self._expressible(plan.chunks)
         taking, skipped, left_out = running, [], 0
         if plan.decodes is not None or view.prefills:
-            keys = self._places(plan, chunks)
-            ranked = [(keys.get(request.request_id, 0), place) for place, request in enumerate(running)]
-            ranked.sort()
-            taking = [running[place] for key, place in ranked if key >= 0]
-            skipped = [running[place] for key, place in ranked if key < 0]
+            places = self._places(plan, chunks)
+            taking, prompts = [], []
+            for request in running:
+                place = places.get(request.request_id, 0)
+                if not place:
+                    taking.append(request)
+                elif place < 0:
+                    skipped.append(request)
+                else:
+                    prompts.append((place, request))
+            prompts.sort(key=itemgetter(0))
+            taking += [request for _, request in prompts]
             left_out = 0 if plan.decodes is None else len(view.decodes) - len(plan.decodes)
         decodes = len(self._decoding) - left_out
         tokens = decodes + sum([tokens for _, tokens in chunks])

@@ -39,10 +39,6 @@ def check_startable(manifest: MultiSLOServing) -> None:
     engine = manifest.spec.engine
     if engine.type == "Emulated":
         return
-    if engine.scheduler == "SLOAware":
-        raise NotHere(
-            "spec.engine.scheduler: SLOAware works with type Emulated only; with type VLLM use Stock or Priority"
-        )
     program = (engine.command or ["vllm"])[0]
     if shutil.which(program) is None:
         field = "spec.engine.command" if engine.command else "spec.engine.type: VLLM"

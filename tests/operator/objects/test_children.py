@@ -256,7 +256,6 @@ def test_the_api_is_open_and_the_admin_listener_is_not(cluster: Any) -> None:
     [
         (lambda c: c.spec["router"].update(apiKeys={"env": "KEYS"}), "spec.router.apiKeys"),
         (lambda c: c.spec["model"].update(tokenizer="tokenizer.json"), "spec.model.tokenizer"),
-        (lambda c: c.spec["engine"].update(scheduler="SLOAware"), "spec.engine.scheduler"),
         (lambda c: c.spec["engine"].update(args=["--api-key", "sesame"]), "--api-key would shut"),
         (
             lambda c: c.spec["engine"].update(args=["--max-num-seqs=1024", "--max-num-batched-tokens=512"]),

@@ -71,10 +71,6 @@ def _problems(manifest: MultiSLOServing, profile: Profile) -> tuple[str, ...]:
         problems.append(
             f'metadata.name: "{manifest.metadata.name}" must begin with a letter: it is the name of a Service'
         )
-    if spec.engine.type == "VLLM" and spec.engine.scheduler == "SLOAware":
-        problems.append(
-            'spec.engine.scheduler: "SLOAware" works with type Emulated only; with type VLLM it must be Stock or Priority'
-        )
     given = engine_flags.given_flags(spec.engine.args)
     if spec.engine.type == "VLLM":
         problems += [
