@@ -137,6 +137,39 @@ async def test_nothing_is_written_while_nothing_changes(runtime: Runtime) -> Non
     await runtime.is_quiet(operator, 15.0)
 
 
+async def test_kopf_leaves_nothing_on_any_object(runtime: Runtime) -> None:
+    """No progress, no last configuration, no finalizer, no field: a reconcile needs none, and a deletion waits for nobody."""
+    operator = runtime.operator()
+    runtime.scene.apply(manifest())
+    await settled(runtime, operator)
+    runtime.scene.kubectl("annotate", "mslo/fleet", "example.com/note=changed")
+    runtime.scene.apply(manifest(instances_min=2))
+    await settled(runtime, operator, 2)
+
+    ours = f"/apis/multislo.dev/v1alpha1/namespaces/{runtime.scene.namespace}/multisloservings"
+    apps = f"/apis/apps/v1/namespaces/{runtime.scene.namespace}"
+    objects = [*await runtime.scene.pods()]
+    for path in (ours, f"{apps}/deployments", f"{apps}/replicasets"):
+        objects += await runtime.scene.api.items(path)
+    assert len(objects) > 8
+    for found in objects:
+        metadata = found["metadata"]
+        assert not metadata.get("finalizers"), metadata
+        assert not [key for key in metadata.get("annotations") or {} if "kopf" in key or "last-handled" in key], (
+            metadata
+        )
+        assert not [entry for entry in metadata["managedFields"] if "kopf" in entry["manager"]], metadata
+    assert "kopf" not in str(runtime.scene.get("mslo", "fleet").get("status"))
+
+    operator.kill()  # Nobody is left who could take a finalizer away.
+    runtime.scene.kubectl("delete", "mslo/fleet", "--wait=false")
+
+    async def gone() -> None:
+        assert not await runtime.scene.api.items(ours)
+
+    await wait_for("the resource is gone", gone)
+
+
 async def test_a_killed_leader_is_followed_and_nothing_is_done_twice(runtime: Runtime) -> None:
     first = runtime.operator()
     leading = await leader(runtime, first)

@@ -5,7 +5,7 @@ An object never goes back: one with an older resourceVersion than the known one 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -105,6 +105,17 @@ class Cache:
         for object in listed:
             self.put(kind, object)
 
+    def prune(self, kind: Kind, namespace: str | None, there: Collection[str], version: str) -> None:
+        """A list of that version, in a namespace or everywhere (None), held these uids: the others have vanished, but what is newer."""
+        for object in [o for o in self._all(kind) if namespace in (None, o["metadata"]["namespace"])]:
+            metadata = object["metadata"]
+            if metadata["uid"] not in there and not newer(metadata["resourceVersion"], version):
+                self.drop(kind, object)
+
+    def versions(self, kind: Kind) -> dict[str, str]:
+        """uid -> resourceVersion of all of a kind."""
+        return {o["metadata"]["uid"]: o["metadata"]["resourceVersion"] for o in self._all(kind)}
+
     def set_profile(self, namespace: str, name: str, text: str | None) -> None:
         if self.profiles.get((namespace, name)) == text and (namespace, name) in self.profiles:
             return
@@ -191,5 +202,8 @@ def _older(object: Object, known: Object) -> bool:
     """Versions are numbers that grow, of one kind (guaranteed since Kubernetes 1.35, and so in practice before)."""
     if object["metadata"]["uid"] != known["metadata"]["uid"]:
         return str(object["metadata"].get("creationTimestamp")) < str(known["metadata"].get("creationTimestamp"))
-    new, old = object["metadata"]["resourceVersion"], known["metadata"]["resourceVersion"]
-    return new.isdigit() and old.isdigit() and int(new) < int(old)
+    return newer(known["metadata"]["resourceVersion"], object["metadata"]["resourceVersion"])
+
+
+def newer(version: str, other: str) -> bool:
+    return version.isdigit() and other.isdigit() and int(version) > int(other)

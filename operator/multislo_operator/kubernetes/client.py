@@ -145,13 +145,13 @@ class Api:
         self.wrote: Callable[[str, str], None] = lambda verb, kind: None
         """Told the verb and the kind of each write that was taken."""
         self.host: str = configuration.host
-        self._configuration = configuration
+        self.configuration = configuration
         self._rest = RESTClientObject(configuration)
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
 
     def another(self) -> "Api":
         """The same server with connections of its own."""
-        return Api(self._configuration)
+        return Api(self.configuration)
 
     async def close(self) -> None:
         await self._rest.close()
@@ -167,11 +167,16 @@ class Api:
         found = await self._call("get", "GET", kind, kind.path(None).rsplit("/", 1)[0])
         return {resource["name"] for resource in found.get("resources") or ()}
 
+    async def groups(self) -> set[str]:
+        """The API groups that the server has made known."""
+        found = await self._call("get", "GET", Kind("v1", "APIGroupList"), "/apis")
+        return {group["name"] for group in found.get("groups") or ()}
+
     async def list(
         self, kind: Kind, namespace: str | None, labels: str = "", metadata_only: bool = False, fields: str = ""
     ) -> tuple[list[Json], str]:
-        """All of them, page by page, and the version of the list, from which a watch goes on. One that is too large to be read is left
-        out, with a warning."""
+        """All of them, page by page, and the version of the list, from which a watch goes on. Raises Oversized for one that is too large
+        alone."""
         found: list[Json] = []
         limit = PAGE
         query = {"labelSelector": labels} if labels else {}
@@ -183,14 +188,10 @@ class Api:
                 page = await self._page(kind, path, metadata_only)
                 found += page.get("items") or []
             except Oversized:
-                if limit > 1:
-                    limit = max(1, limit // 8)
-                    continue
-                if metadata_only:
+                if limit == 1:
                     raise
-                page = await self._page(kind, path, metadata_only=True)
-                for item in page.get("items") or []:
-                    LOG.warning("a %s is too large to be read, and is left out: %s", kind.name, _place(item))
+                limit = max(1, limit // 8)
+                continue
             metadata = page["metadata"]
             if not metadata.get("continue"):
                 return found, metadata["resourceVersion"]
@@ -296,7 +297,7 @@ class Api:
         self, method: str, path: str, body: Json | None, style: str, limits: aiohttp.ClientTimeout, accept: str
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": accept, "Content-Type": style, "User-Agent": FIELD_MANAGER}
-        bearer = (await self._configuration.auth_settings()).get("BearerToken")  # Reads a token again that has run out.
+        bearer = (await self.configuration.auth_settings()).get("BearerToken")  # Reads a token again that has run out.
         if bearer is not None:
             headers["Authorization"] = str(bearer["value"])
         url = self.host + path
@@ -372,11 +373,6 @@ def _of(error: Exception, what: str) -> ApiError:
         return Oversized(words)
     known = isinstance(error, (aiohttp.ClientError, OSError))  # Some of them are ValueErrors too.
     return Garbled(words) if isinstance(error, ValueError) and not known else Unreachable(words)
-
-
-def _place(object: Json) -> str:
-    metadata = object.get("metadata") or {}
-    return f"{metadata.get('namespace')}/{metadata.get('name')}"
 
 
 def _words(error: Exception) -> str:

@@ -32,7 +32,7 @@ _API_WRITES = (
 )
 _WATCHES = (
     "multislo_operator_watch_failures_total",
-    "Watches that failed and began anew, by the kind's plural and the class of the error: Unreachable, Refused, Gone, Garbled, Oversized.",
+    "Watches that failed and began anew, by the kind's plural (or kopf) and the cause: an error's class, or Deaf (objects are missing).",
 )
 _RECONCILE = ("multislo_operator_reconcile_seconds", "Time of one reconcile, with its writes.")
 _REACTION = (

@@ -1,10 +1,8 @@
-"""Keeps the cache in step with the API server: a list, then a watch from its version on, for each kind and namespace. Started by `run`, on
-the leader and on its stand-in alike. Whatever goes wrong in one watch stays in it: it is counted, and begins anew.
+"""Keeps the cache in step with the API server. Started by `run`, on the leader and on its stand-in alike.
 
-Why not kopf's event handlers: after a watch has expired (410, which every restart of the API server brings) kopf lists again and hands out
-what is there, without a word about what has vanished meanwhile, so a cache that it fills keeps the dead for ever; an error inside a watch
-ends its operator; and each object costs a task. At 200 resources it took 177 MB and 3.3 s of CPU to know 2,400 objects; what is here took
-152 MB and 0.7 s for 4,600, of more kinds. The asyncio side of the `kubernetes` package has no informer.
+Resources, Deployments, ReplicaSets and Pods are watched by kopf (`handlers`, `kopf_thread`) and counted by `census`. The kinds that are
+only compared are watched here, by their metadata alone, which kopf cannot do: a list, then a watch from its version on, for each kind and
+namespace. Whatever goes wrong in one watch here stays in it: it is counted, and begins anew.
 """
 
 import asyncio
@@ -15,23 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from multislo_operator.kubernetes.cache import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    POD,
-    REPLICA_SET,
-    RESOURCE,
-    Cache,
-    profile_of,
-    profile_text,
-)
+from multislo_operator.kubernetes.cache import CONFIG_MAP, DEPLOYMENT, POD, REPLICA_SET, RESOURCE, Cache
+from multislo_operator.kubernetes.census import Census
 from multislo_operator.kubernetes.changes import Object
-from multislo_operator.kubernetes.client import Api, ApiError, Garbled, Gone, Kind, NotFound, Refused
-from multislo_operator.kubernetes.names import FIELD_MANAGER, MANAGED_BY
+from multislo_operator.kubernetes.client import Api, ApiError, Garbled, Gone, Kind, Refused
+from multislo_operator.kubernetes.feed import OURS, Feed, is_whole
+from multislo_operator.kubernetes.kopf_thread import NAME, KopfThread
+from multislo_operator.kubernetes.profiles import Profiles
 from multislo_operator.kubernetes.wire import Json
 
 LOG = logging.getLogger(__name__)
-OURS = f"{MANAGED_BY}={FIELD_MANAGER}"
 SERVICE = Kind("v1", "Service")
 SERVICE_ACCOUNT = Kind("v1", "ServiceAccount")
 DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget")
@@ -42,39 +33,30 @@ WATCH_FOR_S = (240, 480)
 BACK_OFF_S = (0.2, 10.0)
 REFUSED_BACK_OFF_S = 60.0
 PROFILES_S = 10.0
-NEEDED = ("name", "namespace", "uid", "resourceVersion")
-"""Of an object's metadata."""
 STUCK_S = 180.0
-"""A watch that has done nothing for so long, not even failed, is stuck; each has a sign of life within 100 s."""
+"""A watch that has done nothing for so long, not even failed, is stuck; each has a sign of life within 150 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """`metadata_only`: of kinds whose content nobody reads; a few hundred bytes each. `essential`: nothing works without."""
+    """`essential`: nothing works without."""
 
     kind: Kind
     labels: str = OURS
-    metadata_only: bool = False
-    essential: bool = True
+    essential: bool = False
 
 
-WATCHED = (
-    Watched(RESOURCE, labels=""),
-    Watched(DEPLOYMENT),
-    Watched(REPLICA_SET),
-    Watched(POD),
+BY_KOPF = (RESOURCE, DEPLOYMENT, REPLICA_SET, POD)
+BY_METADATA = (
     # All of them: a profile's ConfigMap is the user's, without a label of ours.
-    Watched(CONFIG_MAP, labels="", metadata_only=True),
-    *(
-        Watched(kind, metadata_only=True, essential=False)
-        for kind in (SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
-    ),
+    Watched(CONFIG_MAP, labels="", essential=True),
+    *(Watched(kind) for kind in (SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)),
 )
 
 
 @dataclass(slots=True)
 class Watch:
-    """One kind in one namespace (None: in all)."""
+    """The metadata of one kind in one namespace (None: in all)."""
 
     api: Api
     cache: Cache
@@ -123,9 +105,7 @@ class Watch:
         if self._version is None:
             self._version = await self._list()
         for_s = random.randint(*WATCH_FOR_S)
-        async for type, object in self.api.watch(
-            what.kind, self.namespace, self._version, for_s, what.labels, what.metadata_only
-        ):
+        async for type, object in self.api.watch(what.kind, self.namespace, self._version, for_s, what.labels, True):
             self.alive_at = time.monotonic()
             self._failures = 0
             self._well()
@@ -138,9 +118,9 @@ class Watch:
 
     async def _list(self) -> str:
         what = self.what
-        objects, version = await self.api.list(what.kind, self.namespace, what.labels, what.metadata_only)
+        objects, version = await self.api.list(what.kind, self.namespace, what.labels, metadata_only=True)
         self.lists += 1
-        listed = [self._named(object) for object in objects if self._is_whole(object)]
+        listed: list[Object] = [object for object in objects if is_whole(what.kind, object)]
         self.cache.replace(what.kind, self.namespace, listed)
         self.cache.watched.add((what.kind, self.namespace))
         self.listed(self.namespace, listed)
@@ -149,26 +129,13 @@ class Watch:
         return version
 
     def _take(self, type: str, object: Json) -> None:
-        if type not in ("ADDED", "MODIFIED", "DELETED") or not self._is_whole(object):
+        if type not in ("ADDED", "MODIFIED", "DELETED") or not is_whole(self.what.kind, object):
             return
         if type == "DELETED":
             self.cache.drop(self.what.kind, object)
         else:
-            self.cache.put(self.what.kind, self._named(object))
+            self.cache.put(self.what.kind, object)
         self.changed(object)
-
-    def _is_whole(self, object: Json) -> bool:
-        """What everything rests on is there. No API server leaves it out; what stands in front of one may."""
-        metadata = object.get("metadata") if isinstance(object, dict) else None
-        if isinstance(metadata, dict) and all(isinstance(metadata.get(key), str) for key in NEEDED):
-            return True
-        LOG.warning("a %s without %s is left out: %.200s", self.what.kind.name, ", ".join(NEEDED), object)
-        return False
-
-    def _named(self, object: Json) -> Object:
-        """Lists leave out the kind, which everybody reads."""
-        kind = self.what.kind
-        return object if self.what.metadata_only else {"apiVersion": kind.api_version, "kind": kind.name, **object}
 
     def _well(self) -> None:
         if self.trouble is not None:
@@ -200,100 +167,69 @@ class Watches:
         failed: Callable[[str, str], None] = lambda kind, cause: None,
     ) -> None:
         self._profiles = Profiles(api, cache)
+        places: Sequence[str | None] = namespaces or (None,)
+        feed = Feed(api, cache, asyncio.get_running_loop(), self._profiles.resource, self._listed, failed)
+        self._kopf = KopfThread(api, feed, namespaces, failed)
+        self._counts = [
+            Census(api, cache, kind, place, self._kopf.restart, failed) for kind in BY_KOPF for place in places
+        ]
         self._watches = [
-            Watch(api, cache, what, namespace, *self._profiles.hears(what.kind), failed)
-            for what in WATCHED
-            for namespace in (namespaces or (None,))
+            Watch(api, cache, what, place, self._began_anew(what.kind), self._changed(what.kind), failed)
+            for what in BY_METADATA
+            for place in places
         ]
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._profiles.run(), name="profiles")
+            tasks.create_task(self._kopf.run(), name=NAME)
+            for count in self._counts:
+                tasks.create_task(count.run(), name=f"count {count.kind.plural}")
             for watch in self._watches:
                 tasks.create_task(watch.run(), name=f"watch {watch.what.kind.plural}")
 
     async def synced(self) -> None:
-        for watch in self._watches:
-            await watch.synced.wait()
+        for synced in self._synced():
+            await synced.wait()
         with contextlib.suppress(TimeoutError):  # One that cannot be read is missed where it is named, and there alone.
             async with asyncio.timeout(PROFILES_S):
                 await self._profiles.read.join()
 
     def ready(self) -> bool:
-        return all(watch.synced.is_set() for watch in self._watches)
+        return all(synced.is_set() for synced in self._synced())
+
+    def _synced(self) -> list[asyncio.Event]:
+        return [count.synced for count in self._counts] + [watch.synced for watch in self._watches]
 
     def stuck(self, now: float) -> list[str]:
-        """The watches that show no sign of life, by the monotonic clock."""
-        return [watch.what.kind.plural for watch in self._watches if now - watch.alive_at > STUCK_S]
+        """What shows no sign of life, by the monotonic clock."""
+        alive_at = [(NAME, self._kopf.alive_at)]
+        alive_at += [(count.kind.plural, count.alive_at) for count in self._counts]
+        alive_at += [(watch.what.kind.plural, watch.alive_at) for watch in self._watches]
+        return [name for name, at in alive_at if now - at > STUCK_S]
 
     def troubles(self) -> dict[str, str]:
-        return {watch.what.kind.plural: watch.trouble for watch in self._watches if watch.trouble is not None}
+        found = [(NAME, self._kopf.trouble)]
+        found += [(count.kind.plural, count.trouble) for count in self._counts]
+        found += [(watch.what.kind.plural, watch.trouble) for watch in self._watches]
+        return {name: trouble for name, trouble in found if trouble is not None}
 
+    def _listed(self, kind: Kind) -> None:
+        """By kopf: a watch of it has begun anew."""
+        for count in self._counts:
+            if count.kind == kind:
+                count.soon()
 
-class Profiles:
-    """Reads the ConfigMaps that resources name as their profiles; the others are known by their metadata alone."""
+    def _began_anew(self, kind: Kind) -> Callable[[str | None, list[Object]], None]:
+        """A watch here had to list again. Kopf's may have had to as well, and does not say so where nothing is left to be listed."""
 
-    def __init__(self, api: Api, cache: Cache) -> None:
-        self.read: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._api = api
-        self._cache = cache
-        self._versions: dict[tuple[str, str], str] = {}
+        def listed(namespace: str | None, objects: list[Object]) -> None:
+            if kind == CONFIG_MAP:
+                self._profiles.listed(namespace, objects)
+            for count in self._counts:
+                count.soon()
 
-    def hears(self, kind: Kind) -> tuple[Callable[[str | None, list[Object]], None], Callable[[Object], None]]:
-        """What to call for a new list of a kind, and for a single change."""
-        if kind == RESOURCE:
-            return self._listed_resources, self._resource
-        if kind == CONFIG_MAP:
-            return self._listed_config_maps, self._config_map
-        return lambda namespace, objects: None, lambda object: None
+        return listed
 
-    def _listed_resources(self, namespace: str | None, resources: list[Object]) -> None:
-        for resource in resources:
-            self._resource(resource)
-
-    def _resource(self, resource: Object) -> None:
-        named = profile_of(resource)
-        place = resource["metadata"]["namespace"], named or ""
-        if named is not None and place not in self._cache.profiles:
-            self.read.put_nowait(place)
-
-    def _listed_config_maps(self, namespace: str | None, config_maps: list[Object]) -> None:
-        """Those that are known and have changed, or vanished, since the last list."""
-        versions = {(m["namespace"], m["name"]): m["resourceVersion"] for m in (o["metadata"] for o in config_maps)}
-        for place in self._cache.profiles:
-            if namespace in (None, place[0]) and versions.get(place) != self._versions.get(place):
-                self.read.put_nowait(place)
-
-    def _config_map(self, config_map: Object) -> None:
-        metadata = config_map["metadata"]
-        place = metadata["namespace"], metadata["name"]
-        if self._cache.naming(*place):
-            self.read.put_nowait(place)
-
-    async def run(self) -> None:
-        failures = 0
-        while True:
-            place = await self.read.get()
-            try:
-                await self._read(place)
-                failures = 0
-            except Exception as error:
-                if not isinstance(error, ApiError):
-                    LOG.exception("ConfigMap %s/%s", *place)
-                if failures == 0:
-                    LOG.warning("ConfigMap %s/%s cannot be read: %s", *place, error)
-                failures += 1
-                self.read.put_nowait(place)
-                await asyncio.sleep(min(BACK_OFF_S[0] * 2 ** min(failures, 16), BACK_OFF_S[1]))
-            finally:
-                self.read.task_done()
-
-    async def _read(self, place: tuple[str, str]) -> None:
-        try:
-            config_map = await self._api.get(CONFIG_MAP, *place)
-        except NotFound:
-            self._versions.pop(place, None)
-            self._cache.set_profile(*place, None)
-            return
-        self._versions[place] = config_map["metadata"]["resourceVersion"]
-        self._cache.set_profile(*place, profile_text(config_map))
+    def _changed(self, kind: Kind) -> Callable[[Object], None]:
+        return self._profiles.config_map if kind == CONFIG_MAP else lambda object: None

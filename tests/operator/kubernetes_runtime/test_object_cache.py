@@ -59,6 +59,24 @@ def test_the_deletion_of_a_predecessor_does_not_remove_its_successor() -> None:
     assert pods(cache) == {"p": "9"}
 
 
+def test_a_count_drops_what_has_vanished_and_leaves_what_came_after_it() -> None:
+    woken: list[Key] = []
+    cache = Cache()
+    cache.put(RESOURCE, resource())
+    cache.put(POD, thing("gone", 2))
+    cache.put(POD, thing("stays", 3))
+    cache.put(POD, thing("newer", 11))
+    cache.wake = woken.append
+    cache.prune(POD, "elsewhere", [], "10")
+    assert not woken
+    cache.prune(POD, "ns", {"stays"}, "10")
+    assert pods(cache) == {"stays": "3", "newer": "11"}
+    assert cache.versions(POD) == {"stays": "3", "newer": "11"}
+    assert woken == [KEY]
+    cache.prune(RESOURCE, None, [], "10")
+    assert cache.seen(KEY) is None
+
+
 def test_a_new_list_drops_what_has_vanished_of_that_kind_and_namespace() -> None:
     woken: list[Key] = []
     cache = Cache()
