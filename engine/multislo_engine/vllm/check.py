@@ -68,7 +68,7 @@ def play(engine: dict[str, Any], asks: Sequence[Ask], ours: bool) -> Played:
     core = llm.llm_engine
     scheduler: Any = core.engine_core.engine_core.scheduler
     preempted, cached = _watched(scheduler)
-    done: dict[str, Any] = {}
+    done: list[dict[int, Any]] = [{} for _ in asks]  # by answer: a step tells those that it was about
     began, step, left = time.perf_counter(), 0, list(enumerate(asks))
     while left or core.has_unfinished_requests():
         for place, ask in [pair for pair in left if pair[1].at_step <= step]:
@@ -76,14 +76,15 @@ def play(engine: dict[str, Any], asks: Sequence[Ask], ours: bool) -> Played:
             core.add_request(str(place), {"prompt_token_ids": ask.prompt}, params, priority=ask.priority)
         left = [pair for pair in left if pair[1].at_step > step]
         for output in core.step():
-            done[output.request_id] = output
-            after = asks[int(output.request_id)].abort_after
+            place = int(output.request_id)
+            done[place] |= {answer.index: answer for answer in output.outputs}
+            after = asks[place].abort_after
             if after is not None and len(output.outputs[0].token_ids) >= after:
                 core.abort_request([output.request_id])
         step += 1
     played = Played(
-        tokens=[[list(answer.token_ids) for answer in done[str(place)].outputs] for place in range(len(asks))],
-        logprobs=[_logprobs(done[str(place)]) for place in range(len(asks))],
+        tokens=[[list(answers[index].token_ids) for index in sorted(answers)] for answers in done],
+        logprobs=[_logprobs([answers[index] for index in sorted(answers)]) for answers in done],
         seconds=time.perf_counter() - began,
         iterations=step,
         preemptions=preempted[0],
@@ -115,14 +116,14 @@ def _watched(scheduler: Any) -> tuple[list[int], list[int]]:
     return preempted, cached
 
 
-def _logprobs(output: Any) -> list[Any]:
+def _logprobs(answers: list[Any]) -> list[Any]:
     """Per answer and token: the ranked token ids with rounded log probabilities."""
     return [
         [
             sorted((round(one.logprob, 3), token) for token, one in position.items())
             for position in answer.logprobs or []
         ]
-        for answer in output.outputs
+        for answer in answers
     ]
 
 
