@@ -157,7 +157,9 @@ def _check_ready_ones_are_kept(
     gone = {
         a.instance for a in plan.actions if isinstance(a, (Drain, Stop)) or (isinstance(a, Convert) and a.tier is None)
     }
-    kept = [instance for instance in before if instance.id not in gone]
+    # One whose drain is called off takes requests again at once.
+    back = {a.instance for a in plan.actions if isinstance(a, CallOffDrain)}
+    kept = [replace(i, state=READY) if i.id in back else i for i in before if i.id not in gone]
     needs = {row.name: int(row.terms.get("need_now", 0)) for row in plan.tiers}
     if spec.instances_max is not None and max(*needs.values(), sum(t.least for t in spec.tiers)) > spec.instances_max:
         return
